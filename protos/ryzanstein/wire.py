@@ -1,0 +1,179 @@
+"""gRPC as this project uses it: channel options, one exception for every status, messages as plain values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+#: Largest message either side accepts. A 128k-token prompt of ids is under 1 MB; a prompt of 10 MB is refused.
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+
+#: Trailing metadata of RESOURCE_EXHAUSTED and UNAVAILABLE: when to try again, in whole milliseconds.
+RETRY_AFTER_KEY = "retry-after-ms"
+
+_COMMON_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
+SERVER_OPTIONS: list[tuple[str, int]] = [
+    *_COMMON_OPTIONS,
+    # Without it a second server on the same port starts without an error and takes half of the calls.
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+]
+
+CHANNEL_OPTIONS: list[tuple[str, int]] = [
+    *_COMMON_OPTIONS,
+    # A restarted peer is found again within a fraction of a second, not after gRPC's default of up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    # A proxy from the environment must not stand between the processes of one cluster.
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+class StatusError(Exception):
+    """A failure that a caller is told: a gRPC status and a message that says what, where and what to do.
+
+    Raise it anywhere below a servicer; `StatusInterceptor` turns it into the status.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+def invalid_argument(message: str) -> StatusError:
+    """The request itself is wrong; sending it again can't help."""
+    return StatusError(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def not_found(message: str) -> StatusError:
+    """There is no such model, request or worker."""
+    return StatusError(grpc.StatusCode.NOT_FOUND, message)
+
+
+def stale_epoch(got: int, current: int) -> StatusError:
+    """The caller belongs to an epoch that is over."""
+    return StatusError(
+        grpc.StatusCode.FAILED_PRECONDITION, f"epoch {got} is over; the current epoch is {current}"
+    )
+
+
+def unavailable(message: str, *, retry_after_s: float = 1.0) -> StatusError:
+    """Nothing can be generated now; trying again later may help."""
+    return StatusError(grpc.StatusCode.UNAVAILABLE, message, retry_after_s=retry_after_s)
+
+
+def resource_exhausted(message: str, *, retry_after_s: float) -> StatusError:
+    """The queue is full."""
+    return StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, retry_after_s=retry_after_s)
+
+
+async def abort_with(context: grpc.aio.ServicerContext[Any, Any], error: StatusError) -> None:
+    """Ends a call with the error's status; never returns normally."""
+    trailing: tuple[tuple[str, str], ...] = ()
+    if error.retry_after_s is not None:
+        trailing = ((RETRY_AFTER_KEY, str(math.ceil(error.retry_after_s * 1000))),)
+    await context.abort(error.code, error.message, trailing)
+
+
+class StatusInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """The one place where an exception becomes a status.
+
+    `on_internal(method, error)` is told of every exception that is not a `StatusError`: that is a defect of ours,
+    and the caller gets INTERNAL with its type but without its text.
+    """
+
+    def __init__(self, on_internal: Callable[[str, BaseException], None]) -> None:
+        self._on_internal = on_internal
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        handler = await continuation(handler_call_details)
+        if handler is None:  # unknown method: gRPC answers UNIMPLEMENTED by itself
+            return handler
+        method = handler_call_details.method
+        if handler.response_streaming:
+            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            wrap = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+
+            async def stream(request: Any, context: Any) -> Any:
+                try:
+                    async for response in inner(request, context):  # type: ignore[misc,operator]
+                        yield response
+                except Exception as error:  # noqa: BLE001 - this is where every exception ends
+                    await self._fail(method, context, error)
+
+            behaviour: Any = stream
+        else:
+            inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
+            wrap = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+
+            async def unary(request: Any, context: Any) -> Any:
+                try:
+                    return await inner(request, context)  # type: ignore[misc,operator]
+                except Exception as error:  # noqa: BLE001 - this is where every exception ends
+                    await self._fail(method, context, error)
+
+            behaviour = unary
+        return wrap(behaviour, handler.request_deserializer, handler.response_serializer)  # type: ignore[operator]
+
+    async def _fail(self, method: str, context: Any, error: Exception) -> None:
+        if isinstance(error, grpc.aio.AbortError):  # raised by context.abort itself: the status is set already
+            raise error
+        if isinstance(error, StatusError):
+            await abort_with(context, error)
+        self._on_internal(method, error)
+        await context.abort(grpc.StatusCode.INTERNAL, f"internal error ({type(error).__name__}) in {method}")
+
+
+def to_plain(message: Message) -> dict[str, Any]:
+    """The message as JSON-ready values: every field by its proto name, numbers as numbers, absent as None.
+
+    Unlike google.protobuf.json_format it keeps 64-bit integers as numbers, so that the JSON of /cluster can be
+    computed with. Enums become their name without prefix, in lower case.
+    """
+    return {field.name: _plain_field(message, field) for field in message.DESCRIPTOR.fields}
+
+
+def _plain_field(message: Message, field: FieldDescriptor) -> Any:
+    value = getattr(message, field.name)
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        return {str(key): entry for key, entry in value.items()}
+    if field.is_repeated:
+        return [_plain_value(field, item) for item in value]
+    if field.has_presence and not message.HasField(field.name):
+        return None
+    return _plain_value(field, value)
+
+
+def _plain_value(field: FieldDescriptor, value: Any) -> Any:
+    if field.message_type is not None:
+        return to_plain(value)
+    if field.enum_type is not None:
+        prefix = _enum_prefix(field.enum_type.name)
+        return field.enum_type.values_by_number[value].name.removeprefix(prefix).lower()
+    return value
+
+
+def _enum_prefix(name: str) -> str:
+    """WorkerState → WORKER_STATE_, as the lint rules of the protocol demand."""
+    return "".join(f"_{c}" if c.isupper() and i else c for i, c in enumerate(name)).upper() + "_"

@@ -1,0 +1,1 @@
+"""Makes the small model that ships with the coordinator: its questions, its tokenizer, its weights."""
