@@ -662,14 +662,11 @@ class StepPlan(_message.Message):
     DEPARTURES_FIELD_NUMBER: _builtins.int
     SAMPLED_FIELD_NUMBER: _builtins.int
     STATE_HASH_FIELD_NUMBER: _builtins.int
-    KEEP_ALIVE_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     step: _builtins.int
     state_hash: _builtins.int
     """Of the leader's scheduler before this plan is applied; a rank with another one stops and says so."""
-    keep_alive: _builtins.bool
-    """Nothing to compute: the step only proves that all ranks answer."""
     stop: _builtins.bool
     """The last step of this group."""
     @_builtins.property
@@ -689,12 +686,11 @@ class StepPlan(_message.Message):
         departures: _abc.Iterable[Global___Departure] | None = ...,
         sampled: _abc.Iterable[Global___SampledTokens] | None = ...,
         state_hash: _builtins.int = ...,
-        keep_alive: _builtins.bool = ...,
         stop: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrivals", b"arrivals", "departures", b"departures", "epoch", b"epoch", "keep_alive", b"keep_alive", "sampled", b"sampled", "state_hash", b"state_hash", "step", b"step", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrivals", b"arrivals", "departures", b"departures", "epoch", b"epoch", "sampled", b"sampled", "state_hash", b"state_hash", "step", b"step", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

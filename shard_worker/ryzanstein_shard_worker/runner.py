@@ -1,0 +1,80 @@
+"""Runs one batch through this rank's shard: rows in, logits out."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from .kv_cache import BlockAllocator
+from .models import Decoder
+from .paged_attention import KVPool, StepLayout, make_attend
+from .scheduler import Batch
+
+
+class Runner:
+    """The model of one rank with the pages of its KV cache."""
+
+    def __init__(self, model: Decoder, pool: KVPool, *, cpu_threads: int) -> None:
+        self._model = model
+        self._pool = pool
+        self._threads = cpu_threads
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> Tensor:
+        """Computes the batch's rows and writes their keys and values.
+
+        Returns:
+            [R, V] float32: logits of the last row of every slice that samples, in their order; [0, V] if none does.
+        """
+        token_ids: list[int] = []
+        positions: list[int] = []
+        sample_rows: list[int] = []
+        for piece in batch.slices:
+            end = piece.start + piece.count
+            token_ids += piece.sequence.tokens[piece.start : end]
+            positions += range(piece.start, end)
+            if piece.samples:
+                sample_rows.append(len(positions) - 1)
+        hidden = self._forward(token_ids, positions, self._layout(batch))  # [T, H]
+        rows = torch.tensor(sample_rows, dtype=torch.int64, device=hidden.device)
+        return self._model.logits(hidden[rows])
+
+    @torch.inference_mode()
+    def warm_up(self, max_batched_tokens: int) -> None:
+        """One prefill and one decode over the scratch block, so that kernels are chosen before a user waits."""
+        for count in (min(max_batched_tokens, self._pool.block_size), 1):
+            layout = StepLayout(
+                query_start=torch.tensor([0, count], dtype=torch.int32),
+                context_len=torch.tensor([count], dtype=torch.int32),
+                block_table=torch.tensor([[BlockAllocator.SCRATCH_BLOCK]], dtype=torch.int32),
+            )
+            hidden = self._forward([0] * count, list(range(count)), layout)
+            self._model.logits(hidden[-1:])
+
+    def _forward(self, token_ids: list[int], positions: list[int], layout: StepLayout) -> Tensor:
+        attend = make_attend(
+            self._pool,
+            layout,
+            sliding_window=self._model.sliding_windows,
+            scale=self._model.attention_scale,
+            threads=self._threads,
+        )
+        device = self._pool.device
+        return self._model(
+            torch.tensor(token_ids, dtype=torch.int64, device=device),
+            torch.tensor(positions, dtype=torch.int64, device=device),
+            attend,
+        )
+
+    def _layout(self, batch: Batch) -> StepLayout:
+        counts = [piece.count for piece in batch.slices]
+        tables = [piece.sequence.blocks for piece in batch.slices]
+        width = max(len(table) for table in tables)
+        padding = [BlockAllocator.SCRATCH_BLOCK] * width
+        return StepLayout(
+            query_start=torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int32),
+            context_len=torch.tensor([piece.start + piece.count for piece in batch.slices], dtype=torch.int32),
+            block_table=torch.tensor([table + padding[len(table) :] for table in tables], dtype=torch.int32),
+        )

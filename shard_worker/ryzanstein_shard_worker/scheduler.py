@@ -1,0 +1,206 @@
+"""What the next step computes: continuous batching with chunked prefill, as one deterministic state machine.
+
+Every rank runs this scheduler on the same numbered plans, so all ranks hold the same state without asking each other.
+No clock, no gRPC, no torch: deadlines and cancellations arrive as departures in a plan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+from ryzanstein.v1 import sampling_pb2, shard_worker_pb2
+
+from .kv_cache import BlockAllocator, blocks_for
+from .sequence import UNFINISHED, FinishReason, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one group; the same on every rank."""
+
+    max_num_seqs: int
+    #: Tokens of one step, prefill and decode together.
+    max_batched_tokens: int
+    #: Tokens of one sequence, prompt and output together.
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The part of one sequence that a step computes: tokens [start, start + count)."""
+
+    sequence: Sequence
+    start: int
+    count: int
+    #: The slice reaches the last token, so the next one can be sampled from its last row.
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step: the rows of all slices, one after another."""
+
+    slices: tuple[Slice, ...]
+    #: Sequences that ended without a token of this step, with the reason.
+    dropped: tuple[tuple[Sequence, FinishReason.ValueType, str], ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(piece.count for piece in self.slices)
+
+    @property
+    def sampling(self) -> list[Sequence]:
+        """The sequences that get a token, in the order of their rows."""
+        return [piece.sequence for piece in self.slices if piece.samples]
+
+
+class Scheduler:
+    """The queue, the running sequences and the blocks of one rank."""
+
+    def __init__(self, limits: Limits, allocator: BlockAllocator) -> None:
+        self.limits = limits
+        self.allocator = allocator
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.preemptions_total = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def apply(self, plan: shard_worker_pb2.StepPlan) -> None:
+        """Brings the state up to the start of the plan's step: tokens of the step before, departures, arrivals."""
+        by_id = {sequence.sequence_id: sequence for sequence in self.running}
+        for sampled in plan.sampled:
+            self._append(by_id[sampled.sequence_id], sampled.token_ids)
+        for departure in plan.departures:
+            self.remove(departure.sequence_id)
+        for arrival in plan.arrivals:
+            self.waiting.append(Sequence.from_wire(arrival))
+        if plan.arrivals:
+            self.waiting.sort(key=_queue_order)
+
+    def remove(self, sequence_id: int) -> Sequence | None:
+        """Takes a sequence out, wherever it is, and frees its blocks. None if it had ended by itself."""
+        for queue in (self.running, self.waiting):
+            for index, sequence in enumerate(queue):
+                if sequence.sequence_id == sequence_id:
+                    del queue[index]
+                    self.allocator.free(sequence.blocks)
+                    return sequence
+        return None
+
+    def schedule(self) -> Batch:
+        """The next batch; its slices count as computed from now on.
+
+        Decoding sequences come first, so that a long prompt never makes a running stream stutter; what is left of
+        the token budget goes to prefills in the order of the queue.
+        """
+        dropped: list[tuple[Sequence, FinishReason.ValueType, str]] = []
+        slices: list[Slice] = []
+        budget = self.limits.max_batched_tokens
+        for sequence in sorted(self.running, key=lambda s: s.num_uncomputed > 1):
+            if budget == 0:
+                break
+            if sequence not in self.running:  # pre-empted for one before it
+                continue
+            count = min(sequence.num_uncomputed, budget)
+            if not self._make_room(sequence, count, {id(piece.sequence) for piece in slices}):
+                if len(self.running) == 1 and not slices:
+                    dropped.append(self._drop_too_long(sequence))
+                else:
+                    self._preempt(sequence)
+                continue
+            slices.append(self._take(sequence, count))
+            budget -= count
+        while self.waiting and budget > 0 and len(self.running) < self.limits.max_num_seqs:
+            sequence = self.waiting[0]
+            # Room for all of its tokens and the next: admitting less would only pre-empt it again.
+            needed = blocks_for(len(sequence.tokens) + 1, self.allocator.block_size)
+            if needed > self.allocator.num_blocks - 1:
+                self.waiting.pop(0)
+                self.running.append(sequence)
+                dropped.append(self._drop_too_long(sequence))
+                continue
+            if not self.allocator.can_allocate(needed):
+                break
+            self.waiting.pop(0)
+            self.running.append(sequence)
+            sequence.blocks = self.allocator.allocate(needed)
+            count = min(sequence.num_uncomputed, budget)
+            slices.append(self._take(sequence, count))
+            budget -= count
+        return Batch(tuple(slices), tuple(dropped))
+
+    def state_hash(self) -> int:
+        """64 bits over everything that the next batch depends on: equal on all ranks or something is wrong."""
+        numbers = [self.allocator.num_free, len(self.running), len(self.waiting)]
+        for sequence in self.running:
+            numbers += (sequence.sequence_id, len(sequence.tokens), sequence.num_computed, sequence.tokens[-1])
+            numbers += sequence.blocks[-1:]
+        numbers += [sequence.sequence_id for sequence in self.waiting]
+        packed = struct.pack(f"<{len(numbers)}Q", *numbers)
+        return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
+
+    def stats(self) -> shard_worker_pb2.SchedulerStats:
+        return shard_worker_pb2.SchedulerStats(
+            running=len(self.running),
+            waiting=len(self.waiting),
+            blocks_used=self.allocator.num_used,
+            blocks_total=self.allocator.num_blocks - 1,
+            preemptions_total=self.preemptions_total,
+        )
+
+    def check_integrity(self) -> None:
+        """Every block is free or belongs to one running sequence; nothing waits with blocks."""
+        self.allocator.check_integrity(sequence.blocks for sequence in self.running)
+        assert not any(sequence.blocks for sequence in self.waiting)
+
+    def _append(self, sequence: Sequence, tokens: SequenceOf[int]) -> None:
+        for token in tokens:
+            reason = sequence.finish_reason(token, self.limits.max_model_len)
+            sequence.tokens.append(token)
+            if reason != UNFINISHED:
+                self.remove(sequence.sequence_id)
+                return
+
+    def _take(self, sequence: Sequence, count: int) -> Slice:
+        start = sequence.num_computed
+        sequence.num_computed += count
+        return Slice(sequence, start, count, samples=sequence.num_computed == len(sequence.tokens))
+
+    def _make_room(self, sequence: Sequence, count: int, kept: set[int]) -> bool:
+        """Blocks for `count` more tokens, pre-empting those that arrived last. `kept` are in the batch already."""
+        needed = blocks_for(sequence.num_computed + count, self.allocator.block_size) - len(sequence.blocks)
+        while needed > 0 and not self.allocator.can_allocate(needed):
+            victims = [s for s in self.running if id(s) not in kept and _queue_order(s) > _queue_order(sequence)]
+            if not victims:
+                return False
+            self._preempt(max(victims, key=_queue_order))
+        if needed > 0:
+            sequence.blocks += self.allocator.allocate(needed)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the queue; its tokens stay, their keys and values are computed again."""
+        self.running.remove(sequence)
+        self.allocator.free(sequence.blocks)
+        sequence.num_computed = 0
+        self.waiting.append(sequence)
+        self.waiting.sort(key=_queue_order)
+        self.preemptions_total += 1
+
+    def _drop_too_long(self, sequence: Sequence) -> tuple[Sequence, FinishReason.ValueType, str]:
+        self.remove(sequence.sequence_id)
+        message = f"{len(sequence.tokens)} tokens don't fit into the KV cache of {self.allocator.capacity_tokens}"
+        return sequence, sampling_pb2.FINISH_REASON_ERROR, message
+
+
+def _queue_order(sequence: Sequence) -> tuple[int, bool, int, int]:
+    """Priority, then those that go on from an earlier epoch (shortest first), then the order of arrival."""
+    replayed = sequence.num_replayed > 0
+    length = sequence.num_prompt + sequence.num_replayed if replayed else 0
+    return -sequence.priority, not replayed, length, sequence.sequence_id

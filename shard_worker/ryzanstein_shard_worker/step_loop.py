@@ -1,0 +1,171 @@
+"""The step, over and over: plan, schedule, run, sample, publish. One loop for the leader, one for the other ranks.
+
+Ranks stay in step because the plan travels at the start of every numbered step and all of them apply it to the same
+scheduler. The tokens sampled in one step reach the other ranks with the plan of the next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from ryzanstein.v1 import sampling_pb2, shard_worker_pb2
+
+from .communication import CommunicationHandler, StepChannel
+from .inbox import Inbox
+from .sampling import Sampled, sample
+from .scheduler import Batch, Scheduler
+from .sequence import UNFINISHED
+
+Publish = Callable[[shard_worker_pb2.ExecuteResponse], None]
+
+
+class DivergedError(Exception):
+    """This rank's scheduler is in another state than the leader's: its tokens would be wrong."""
+
+
+class RunsBatches(Protocol):
+    """What the loop needs of a `Runner`."""
+
+    def run(self, batch: Batch) -> Tensor: ...
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far the engine is. Written by the engine thread, read by the control thread; each field is one word."""
+
+    step: int = 0
+    #: On time.monotonic's clock, of the last finished step or keep-alive.
+    last_step_at: float = field(default_factory=time.monotonic)
+    step_duration_s: float = 0.0
+
+    def finished(self, step: int, started_at: float, now: float) -> None:
+        self.step = step
+        self.last_step_at = now
+        # An exponential mean over about the last 16 steps.
+        self.step_duration_s += (now - started_at - self.step_duration_s) / 16
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoop:
+    """What both loops share."""
+
+    epoch: int
+    handler: CommunicationHandler
+    channel: StepChannel
+    scheduler: Scheduler
+    runner: RunsBatches
+    progress: Progress
+
+    def compute(self, plan: shard_worker_pb2.StepPlan) -> tuple[Batch, Tensor | None]:
+        """Applies the plan and runs the batch that follows from it; an empty one is a keep-alive of all ranks."""
+        self.scheduler.apply(plan)
+        batch = self.scheduler.schedule()
+        if batch.slices:
+            return batch, self.runner.run(batch)
+        self.handler.barrier()
+        return batch, None
+
+
+def lead(loop: StepLoop, inbox: Inbox, publish: Publish, *, keep_alive_s: float) -> None:
+    """Rank 0's loop: until the inbox says stop.
+
+    Raises:
+        CommunicationError: a rank did not answer, or the group was aborted.
+    """
+    sampled: list[Sampled] = []
+    step = 0
+    while True:
+        busy = bool(sampled) or loop.scheduler.has_work
+        arrived = inbox.take(0.0 if busy else keep_alive_s)
+        started_at = time.monotonic()
+        step += 1
+        plan = shard_worker_pb2.StepPlan(
+            epoch=loop.epoch,
+            step=step,
+            arrivals=arrived.arrivals,
+            departures=arrived.departures,
+            state_hash=loop.scheduler.state_hash(),
+            stop=arrived.stop,
+        )
+        for result in sampled:
+            if result.error:
+                plan.departures.add(
+                    sequence_id=result.sequence.sequence_id, reason=sampling_pb2.FINISH_REASON_ERROR
+                )
+            else:
+                plan.sampled.add(sequence_id=result.sequence.sequence_id, token_ids=[result.token])
+        loop.channel.send(plan.SerializeToString())
+        if plan.stop:
+            return
+        batch, logits = loop.compute(plan)
+        sampled = [] if logits is None else sample(logits, batch.sampling)
+        now = time.monotonic()
+        loop.progress.finished(step, started_at, now)
+        if batch.slices or batch.dropped or arrived:
+            publish(_response(loop, step, batch, sampled, now - started_at))
+
+
+def follow(loop: StepLoop, *, timeout_s: float) -> None:
+    """The loop of every other rank: until the leader's plan says stop.
+
+    Args:
+        timeout_s: the leader plans or keeps alive more often than this, or it is gone.
+
+    Raises:
+        CommunicationError: a rank did not answer, or the group was aborted.
+        DivergedError: this rank's scheduler is not in the leader's state.
+    """
+    step = 0
+    plan = shard_worker_pb2.StepPlan()
+    while True:
+        plan.ParseFromString(loop.channel.receive(timeout_s))
+        started_at = time.monotonic()
+        step += 1
+        if (plan.epoch, plan.step) != (loop.epoch, step):
+            raise DivergedError(
+                f"expected step {step} of epoch {loop.epoch}, got step {plan.step} of epoch {plan.epoch}"
+            )
+        if plan.state_hash != loop.scheduler.state_hash():
+            raise DivergedError(f"scheduler state of rank {loop.handler.rank} differs at step {step}")
+        if plan.stop:
+            return
+        loop.compute(plan)
+        loop.progress.finished(step, started_at, time.monotonic())
+
+
+def _response(
+    loop: StepLoop, step: int, batch: Batch, sampled: list[Sampled], duration_s: float
+) -> shard_worker_pb2.ExecuteResponse:
+    """One message for all that the step brought. Sequences still lack the new token here."""
+    response = shard_worker_pb2.ExecuteResponse(
+        epoch=loop.epoch, step=step, stats=loop.scheduler.stats(), step_duration_s=duration_s
+    )
+    max_model_len = loop.scheduler.limits.max_model_len
+    for result in sampled:
+        sequence = result.sequence
+        if result.error:
+            response.outputs.add(
+                sequence_id=sequence.sequence_id,
+                first_index=sequence.num_output,
+                finish_reason=sampling_pb2.FINISH_REASON_ERROR,
+                error=result.error,
+            )
+            continue
+        response.outputs.add(
+            sequence_id=sequence.sequence_id,
+            first_index=sequence.num_output,
+            token_ids=[result.token],
+            logprobs=[] if result.logprobs is None else [result.logprobs],
+            finish_reason=sequence.finish_reason(result.token, max_model_len),
+        )
+    for sequence, reason, error in batch.dropped:
+        assert reason != UNFINISHED
+        response.outputs.add(
+            sequence_id=sequence.sequence_id, first_index=sequence.num_output, finish_reason=reason, error=error
+        )
+    return response
