@@ -26,8 +26,10 @@ _MAX_LAYERS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Everything that the plan, the layers and the front door need to know about a model; sizes are those of the
-    whole model, before it is split."""
+    """Everything that the plan, the layers and the front door need to know about a model.
+
+    Sizes are those of the whole model, before it is split.
+    """
 
     architecture: str  #: a key of `FAMILIES`
     family: str  #: llama, mistral, qwen2 or qwen3
@@ -73,8 +75,8 @@ class ModelConfig:
 def read_model_config(directory: Path) -> ModelConfig:
     """Reads config.json, and generation_config.json where there is one, as transformers 4 and 5 write them.
 
-    Defaults are those of transformers' configuration classes; a size that has no default there, or one that fits
-    only one model of the family, must be in the file. Raises ModelError, which names the file and the key.
+    Defaults are those of transformers' configuration classes; a size that has no default there, or one that
+    fits only one model of the family, must be in the file. Raises ModelError, which names the file and the key.
     """
     path = directory / "config.json"
     config = Fields(path, read_json_object(path))
@@ -137,7 +139,7 @@ def _architecture(config: Fields) -> str:
 def _heads(config: Fields, family: str, hidden_size: int) -> tuple[int, int, int]:
     num_heads = config.integer("num_attention_heads", maximum=2**20)
     if "num_key_value_heads" not in config.values and family != "llama":
-        # transformers would take the number of one model of the family; only Llama's default fits all of them.
+        # transformers would take the number of one model of the family; only Llama's default fits them all.
         config.fail("num_key_value_heads", "is missing; add it, as in the model's original config.json")
     num_kv_heads = config.integer("num_key_value_heads", num_heads, maximum=2**20)
     if num_heads % num_kv_heads:
@@ -151,7 +153,7 @@ def _heads(config: Fields, family: str, hidden_size: int) -> tuple[int, int, int
         if hidden_size % num_heads:
             config.fail(
                 "hidden_size",
-                f"{hidden_size} is not a multiple of num_attention_heads ({num_heads}) and there is no head_dim",
+                f"{hidden_size} is not a multiple of num_attention_heads ({num_heads}), and head_dim is missing",
             )
         head_dim = hidden_size // num_heads
     if head_dim % 2:
@@ -208,7 +210,7 @@ def _dtype(config: Fields, directory: Path) -> str:
 
 
 def _eos_token_ids(config: Fields, directory: Path) -> tuple[int, ...]:
-    """Of both files: chat models add their end of turn in generation_config.json and keep the base model's here."""
+    """Of both files: chat models add their end of turn in generation_config.json only."""
     path = directory / "generation_config.json"
     generation = Fields(path, read_json_object(path)) if path.exists() else Fields(path, {})
     ids = (*generation.token_ids("eos_token_id"), *config.token_ids("eos_token_id"))

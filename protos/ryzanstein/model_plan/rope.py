@@ -18,11 +18,11 @@ class RopeScaling:
     """How the inverse frequencies differ from `theta ** -(2i / head_dim)`.
 
     kind "linear": divided by `factor`.
-    kind "llama3": long wavelengths divided by `factor`, medium ones blended; uses `low_freq_factor`, `high_freq_factor`
-    and `original_max_position_embeddings`.
-    kind "yarn" (https://arxiv.org/abs/2309.00071): blended by a ramp between `beta_fast` and `beta_slow` rotations
-    over `original_max_position_embeddings`, whose ends are rounded outwards if `truncate`; cos and sin are multiplied
-    by `attention_factor` (1.0 for the other kinds).
+    kind "llama3": long wavelengths divided by `factor`, medium ones blended; uses `low_freq_factor`,
+    `high_freq_factor` and `original_max_position_embeddings`.
+    kind "yarn" (https://arxiv.org/abs/2309.00071): blended by a ramp between `beta_fast` and `beta_slow`
+    rotations over `original_max_position_embeddings`, whose ends are rounded outwards if `truncate`; cos and sin
+    are multiplied by `attention_factor` (1.0 for the other kinds).
     """
 
     kind: str
@@ -37,10 +37,10 @@ class RopeScaling:
 
 
 def read_rope(config: Fields, max_position_embeddings: int) -> tuple[float, RopeScaling | None]:
-    """(theta, scaling) of a config.json: `rope_theta` + `rope_scaling`, or `rope_parameters` with both inside.
+    """(theta, scaling) of a config.json: `rope_theta` + `rope_scaling`, or `rope_parameters` with both in it.
 
     "dynamic" (NTK) scaling changes nothing up to `max_position_embeddings`, and that is as far as it is served:
-    beyond it the frequencies would depend on the longest sequence of the batch. It is therefore read as no scaling.
+    beyond it the frequencies would depend on the longest sequence of the batch. So it is read as no scaling.
     Raises ModelError for other kinds.
     """
     rope = config.optional_object("rope_scaling") or config.optional_object("rope_parameters")
@@ -62,7 +62,7 @@ def read_rope(config: Fields, max_position_embeddings: int) -> tuple[float, Rope
         return theta, None
     if kind == "linear":
         return theta, RopeScaling(kind, rope.number("factor"), max_position_embeddings)
-    # transformers lets a key beside the dictionary win over the one inside, and falls back to the full length.
+    # transformers lets a key beside the dictionary win over the one in it, and falls back to the full length.
     original = (
         config.optional_integer("original_max_position_embeddings")
         or rope.optional_integer("original_max_position_embeddings")
@@ -94,7 +94,7 @@ def _yarn(rope: Fields, original: int, max_position_embeddings: int) -> RopeScal
 
 
 def _yarn_attention_factor(rope: Fields, factor: float) -> float:
-    """Section 3.4 of the YaRN paper: 0.1 ln(factor) + 1; DeepSeek's mscale and mscale_all_dim as a ratio of two."""
+    """0.1 ln(factor) + 1 (YaRN, section 3.4), or the ratio of two such with DeepSeek's mscale weights."""
     given = rope.optional_number("attention_factor")
     if given is not None:
         return given

@@ -1,8 +1,8 @@
 """The header of a safetensors file, read without torch or numpy and checked against the file's size.
 
-Format (https://huggingface.co/docs/safetensors): 8 bytes with the header's length, little endian; the header, a JSON
-object {name: {dtype, shape, data_offsets: [begin, end]}} with an optional "__metadata__" of strings; then the data,
-which the tensors cover without gap or overlap.
+Format (https://huggingface.co/docs/safetensors): 8 bytes with the header's length, little endian; the header, a
+JSON object {name: {dtype, shape, data_offsets: [begin, end]}} with an optional "__metadata__" of strings; then the
+data, which the tensors cover without gap or overlap.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def read_header(path: Path) -> SafetensorsHeader:
 
 
 def first_float_dtype(directory: Path) -> str | None:
-    """The dtype of the first tensor with a fraction in the directory's safetensors files, None if there is none."""
+    """The dtype of the first floating-point tensor in the directory's safetensors files, None without any."""
     for path in sorted(directory.glob("*.safetensors")):
         for entry in read_header(path).tensors.values():
             if entry.dtype in FLOAT_DTYPES:
@@ -163,5 +163,5 @@ def _check_layout(path: Path, tensors: dict[str, HeaderEntry], data_begin: int, 
         position, before = entry.end, f"tensor {name}"
     if position != size_bytes:
         raise ModelError(
-            f"{path}: {size_bytes - position} bytes follow the last tensor; the file is damaged, fetch it again"
+            f"{path}: {size_bytes - position} bytes follow {before}; the file is damaged, fetch it again"
         )

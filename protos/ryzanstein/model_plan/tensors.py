@@ -1,8 +1,8 @@
 """Which tensors a model has, and which slice of each of them every rank of a tensor-parallel group holds.
 
-The split is Megatron's (https://arxiv.org/abs/1909.08053): q, k, v, gate and up by output features, output and down
-by input features, embedding and head by vocabulary; attention by whole heads. Sizes that the group does not divide
-are padded: every rank has ceil(size / world) rows, and those that no placement covers are zero.
+The split is Megatron's (https://arxiv.org/abs/1909.08053): q, k, v, gate and up by output features, output and
+down by input features, embedding and head by vocabulary; attention by whole heads. Sizes that the group does not
+divide are padded: every rank has ceil(size / world) rows, and those that no placement covers are zero.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def check_tensor_parallel_size(config: ModelConfig, world: int) -> None:
 
 
 def split_range(size: int, rank: int, world: int) -> Range:
-    """The rank's part of `size` rows in parts of ceil(size / world); the last ranks may have fewer, or none."""
+    """The rank's part of `size` rows, ceil(size / world) of them; the last ranks may have fewer, or none."""
     part = -(-size // world)
     return min(rank * part, size), min((rank + 1) * part, size)
 
@@ -80,12 +80,12 @@ def kv_head_range(config: ModelConfig, rank: int, world: int) -> Range:
 
 
 def source_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors that a checkpoint of this model must have, with their shapes: Hugging Face's names, unsplit."""
+    """The tensors that a checkpoint of this model must have, by Hugging Face's names, with unsplit shapes."""
     return {name: shape for part in _parts(config, 0, 1) for name, shape in part.tensors()}
 
 
 def parameters(config: ModelConfig, rank: int, world: int, dtype: str | None = None) -> list[ParameterPlan]:
-    """The rank's parameters, in the order of the model. `dtype`: what they are held in; the checkpoint's if None.
+    """The rank's parameters, in the order of the model, held in `dtype` (None: that of the checkpoint).
 
     Raises ModelError if the model can't be split over `world` ranks.
     """
@@ -97,7 +97,7 @@ def parameters(config: ModelConfig, rank: int, world: int, dtype: str | None = N
 def placements(config: ModelConfig, rank: int, world: int) -> list[Placement]:
     """Where every box of the checkpoint's tensors goes on this rank, in the order of `parameters`.
 
-    Boxes of one parameter don't overlap; what they leave uncovered is padding, and zero. Raises as `parameters`.
+    Boxes of one parameter don't overlap; what they leave uncovered is padding: zeros. Raises as `parameters`.
     """
     _check_rank(config, rank, world)
     return [placement for part in _parts(config, rank, world) for placement in part.placements()]
@@ -214,7 +214,7 @@ def _fused(parameter: str, projections: list[tuple[str, _Axis]], columns: int, b
 
 
 def _columns(parameter: str, rows: int, axis: _Axis, tensor: str, bias: bool) -> Iterator[_Part]:
-    """A projection whose input is split. Its bias is whole on every rank and added once, after the reduction."""
+    """A projection whose input is split; its bias is whole on every rank, added once after the reduction."""
     source = _Source(f"{tensor}.weight", axis.size, axis.held)
     yield _Part(f"{parameter}.weight", (rows, axis.local), 1, (source,))
     if bias:
