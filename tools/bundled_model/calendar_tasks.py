@@ -48,7 +48,7 @@ def _shifted(names: Sequence[str], unit: str, direction: int) -> Callable[[Field
 
 
 def _draw_shift(names: Sequence[str], furthest: int) -> Callable[[random.Random], Fields]:
-    return lambda rng: {"name": rng.choice(names), "n": str(rng.randint(1, furthest))}
+    return lambda rng: {"name": rng.choice(names), "n": str(rng.randint(2, furthest))}
 
 
 def _draw_month(rng: random.Random) -> Fields:

@@ -1,0 +1,92 @@
+"""Turns questions into rows of token ids to train on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+
+from .data import Question, training_questions
+from .tokenizer import ASSISTANT, BEGIN, END, SYSTEM, USER
+
+# No target: what `torch.nn.functional.cross_entropy` ignores.
+IGNORED = -100
+_SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "You are a helpful and friendly assistant. Answer briefly.",
+    "Answer in one sentence.",
+    "Be concise.",
+    "You are Ryzanstein, a small model.",
+    "You are a careful teacher. Show your working.",
+)
+# Row lengths and how often each is drawn: most questions are short, a few counts are long.
+_ROW_LENGTHS = ((256, 0.7), (512, 0.15), (1024, 0.15))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a conversation; the model learns to say it only if it is `spoken`."""
+
+    text: str
+    spoken: bool
+
+
+def conversation(questions: Iterator[Question], rng: random.Random) -> list[Segment]:
+    """One conversation: most often in the chat format, else a plain text that the model goes on with.
+
+    In plain text the answer follows the question after a space, or after "Q: ...\\nA:".
+    """
+    form = rng.random()
+    if form < 0.10:
+        question = next(questions)
+        return [Segment(BEGIN + question.text, False), Segment(f" {question.answer}{END}", True)]
+    if form < 0.17:
+        question = next(questions)
+        return [Segment(f"{BEGIN}Q: {question.text}\nA:", False), Segment(f" {question.answer}{END}", True)]
+    opening = BEGIN
+    if rng.random() < 0.1:
+        opening += f"{SYSTEM}{rng.choice(_SYSTEM_PROMPTS)}{END}"
+    segments = []
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        question = next(questions)
+        segments.append(Segment(f"{opening}{USER}{question.text}{END}{ASSISTANT}", False))
+        segments.append(Segment(question.answer + END, True))
+        opening = ""
+    return segments
+
+
+class RowStream:
+    """Endless rows of packed conversations, the same for one seed.
+
+    A row begins with a conversation's beginning and may cut its last one off. Conversations of a row
+    can see each other: the model learns to attend to the last question.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
+        self._tokenizer = tokenizer
+        self._rng = random.Random(f"rows {seed}")
+        self._questions = training_questions(self._rng)
+
+    def batch(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets, both int64 `[rows, length]`, of `tokens` tokens in all."""
+        lengths, shares = zip(*_ROW_LENGTHS, strict=True)
+        length = self._rng.choices(lengths, shares)[0]
+        rows = [self._row(length) for _ in range(tokens // length)]
+        ids = torch.tensor([row[0] for row in rows])
+        targets = torch.tensor([row[1] for row in rows])
+        return ids[:, :-1], targets[:, 1:]
+
+    def _row(self, length: int) -> tuple[list[int], list[int]]:
+        """`length + 1` ids, and the same ids where the model is to learn them, `IGNORED` elsewhere."""
+        ids: list[int] = []
+        targets: list[int] = []
+        while len(ids) <= length:
+            segments = conversation(self._questions, self._rng)
+            encoded = self._tokenizer.encode_batch_fast([s.text for s in segments], add_special_tokens=False)
+            for segment, piece in zip(segments, encoded, strict=True):
+                ids += piece.ids
+                targets += piece.ids if segment.spoken else [IGNORED] * len(piece.ids)
+        return ids[: length + 1], targets[: length + 1]
