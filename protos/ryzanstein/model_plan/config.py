@@ -76,7 +76,7 @@ def read_model_config(directory: Path) -> ModelConfig:
     """Reads config.json, and generation_config.json where there is one, as transformers 4 and 5 write them.
 
     Defaults are those of transformers' configuration classes; a size that has no default there, or one that
-    fits only one model of the family, must be in the file. Raises ModelError, which names the file and the key.
+    fits only one model of the family, must be in the file. Raises ModelError, which names file and key.
     """
     path = directory / "config.json"
     config = Fields(path, read_json_object(path))
@@ -153,7 +153,7 @@ def _heads(config: Fields, family: str, hidden_size: int) -> tuple[int, int, int
         if hidden_size % num_heads:
             config.fail(
                 "hidden_size",
-                f"{hidden_size} is not a multiple of num_attention_heads ({num_heads}), and head_dim is missing",
+                f"{hidden_size} is not a multiple of num_attention_heads ({num_heads}); add head_dim",
             )
         head_dim = hidden_size // num_heads
     if head_dim % 2:

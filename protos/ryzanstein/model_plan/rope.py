@@ -17,12 +17,12 @@ _SUPPORTED = ("default", "dynamic", "linear", "llama3", "yarn")
 class RopeScaling:
     """How the inverse frequencies differ from `theta ** -(2i / head_dim)`.
 
-    kind "linear": divided by `factor`.
-    kind "llama3": long wavelengths divided by `factor`, medium ones blended; uses `low_freq_factor`,
-    `high_freq_factor` and `original_max_position_embeddings`.
-    kind "yarn" (https://arxiv.org/abs/2309.00071): blended by a ramp between `beta_fast` and `beta_slow`
-    rotations over `original_max_position_embeddings`, whose ends are rounded outwards if `truncate`; cos and sin
-    are multiplied by `attention_factor` (1.0 for the other kinds).
+    - "linear": divided by `factor`.
+    - "llama3": long wavelengths divided by `factor`, medium ones blended; uses `low_freq_factor`,
+      `high_freq_factor` and `original_max_position_embeddings`.
+    - "yarn" (https://arxiv.org/abs/2309.00071): blended by a ramp between `beta_fast` and `beta_slow`
+      rotations over `original_max_position_embeddings`, whose ends are rounded outwards if `truncate`; cos
+      and sin are multiplied by `attention_factor` (1.0 for the other kinds).
     """
 
     kind: str
@@ -39,8 +39,8 @@ class RopeScaling:
 def read_rope(config: Fields, max_position_embeddings: int) -> tuple[float, RopeScaling | None]:
     """(theta, scaling) of a config.json: `rope_theta` + `rope_scaling`, or `rope_parameters` with both in it.
 
-    "dynamic" (NTK) scaling changes nothing up to `max_position_embeddings`, and that is as far as it is served:
-    beyond it the frequencies would depend on the longest sequence of the batch. So it is read as no scaling.
+    "dynamic" (NTK) scaling changes nothing up to `max_position_embeddings`, which is as far as it is served:
+    beyond it the frequencies would depend on the longest sequence of the batch. It is read as no scaling.
     Raises ModelError for other kinds.
     """
     rope = config.optional_object("rope_scaling") or config.optional_object("rope_parameters")

@@ -1,8 +1,8 @@
 """The header of a safetensors file, read without torch or numpy and checked against the file's size.
 
-Format (https://huggingface.co/docs/safetensors): 8 bytes with the header's length, little endian; the header, a
-JSON object {name: {dtype, shape, data_offsets: [begin, end]}} with an optional "__metadata__" of strings; then the
-data, which the tensors cover without gap or overlap.
+Format (https://huggingface.co/docs/safetensors): 8 bytes with the header's length, little endian; the header,
+a JSON object {name: {dtype, shape, data_offsets: [begin, end]}} with an optional "__metadata__" of strings;
+then the data, which the tensors cover without gap or overlap.
 """
 
 from __future__ import annotations
@@ -117,11 +117,11 @@ def _parse(path: Path, raw: bytes, data_begin: int) -> dict[str, HeaderEntry]:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"{twice!r} occurs twice")
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:  # json would silently keep the last one
+            raise ValueError(f"{key!r} occurs twice")
+        values[key] = value
     return values
 
 

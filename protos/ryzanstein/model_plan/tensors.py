@@ -1,8 +1,8 @@
 """Which tensors a model has, and which slice of each of them every rank of a tensor-parallel group holds.
 
-The split is Megatron's (https://arxiv.org/abs/1909.08053): q, k, v, gate and up by output features, output and
-down by input features, embedding and head by vocabulary; attention by whole heads. Sizes that the group does not
-divide are padded: every rank has ceil(size / world) rows, and those that no placement covers are zero.
+The split is Megatron's (https://arxiv.org/abs/1909.08053): q, k, v, gate and up by output features, output
+and down by input features, embedding and head by vocabulary; attention by whole heads. Sizes that the group
+does not divide are padded: every rank has ceil(size / world) rows, and those that no placement covers are 0.
 """
 
 from __future__ import annotations
