@@ -1,8 +1,8 @@
 """How every program of the project starts and ends: settings, exit codes, one-line errors.
 
 A package declares its commands on a `typer.Typer` and runs it with `run(app)`; a command that can be
-configured by a file declares `config: ConfigFile = None`. `run` then gives every flag its environment variable,
-and turns whatever a command raises into one line on standard error and an exit code:
+configured by a file declares `config: ConfigFile = None`. `run` then gives every flag its environment
+variable, and turns whatever a command raises into one line on standard error and an exit code:
 
     0    done; also when the reader of standard output went away
     1    failed
@@ -11,7 +11,8 @@ and turns whatever a command raises into one line on standard error and an exit 
     130  interrupted
 
 An exception that a user can act on has an `exit_code` attribute and a message that says what, where and what
-to do. Any other one is a defect: it is named, and its traceback is shown with `--debug`, which may stand anywhere.
+to do. Any other one is a defect: it is named, and its traceback is shown with `--debug`, which may stand
+anywhere.
 """
 
 from __future__ import annotations

@@ -82,8 +82,8 @@ def _setting(path: Path, key: str, value: object) -> Setting:
     if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
         return [str(item) for item in value]
     raise SettingsError(
-        f"{path}: {key!r} is a {type(value).__name__}, but a flag takes text, a number, true or false, or a list "
-        "of texts and numbers"
+        f"{path}: {key!r} is a {type(value).__name__}, but a flag takes text, a number, true or false, or a "
+        "list of texts and numbers"
     )
 
 
