@@ -1,0 +1,67 @@
+# Two commands on a fresh machine: `make demo` and `make test`. PYTHON=… chooses the interpreter (3.11 or later).
+
+PYTHON ?= python3
+# Installed first and by itself, so that pip doesn't choose another build for it. TORCH=torch takes the newest.
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+BUF := npx --yes @bufbuild/buf@1.75.0
+PROTO_FILES := $(wildcard protos/ryzanstein/v1/*.proto)
+PYTEST_FLAGS ?=
+
+.PHONY: demo test test-unit check lint types proto proto-check coverage bench clean
+
+demo: $(VENV)/.run
+	$(BIN)/ryzanstein demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-unit: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/unit $(PYTEST_FLAGS)
+
+check: lint types proto-check coverage
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+# Generated with the oldest grpcio-tools that is supported: generated code demands a runtime at least as new.
+proto: $(VENV)/.dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=protos \
+	    --grpc_python_out=protos --mypy_out=quiet:protos --mypy_grpc_out=quiet:protos $(PROTO_FILES)
+	$(BIN)/python client/generate_sync.py
+
+proto-check: proto
+	$(BUF) lint
+	git diff --exit-code -- protos client || { echo "generated code differs: commit what 'make proto' wrote" >&2; exit 1; }
+
+coverage: $(VENV)/.dev
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report --skip-covered
+	$(BIN)/python -m coverage report --fail-under=90 --format=total --include='shard_worker/*/parallel/*,shard_worker/*/communication/*,shard_worker/*/checkpoint/*,shard_worker/*/process_groups.py,coordinator/*/orchestrator.py,coordinator/*/health_monitor.py,coordinator/*/placement.py,coordinator/*/resource_allocator.py,coordinator/*/failure_recovery.py'
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+$(VENV)/.python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python 3.11 or later is needed, this is {sys.version.split()[0]}: use make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	touch $@
+
+$(VENV)/.run: $(VENV)/.python pyproject.toml shard_worker/build_native.py $(wildcard shard_worker/ryzanstein_shard_worker/native/*.[ch])
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[coordinator,worker]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist shard_worker/ryzanstein_shard_worker/native/*.so
