@@ -1,0 +1,1 @@
+"""The collective operations of one tensor-parallel group, over shared memory, gloo or NCCL."""
