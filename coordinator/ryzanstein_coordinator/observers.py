@@ -1,7 +1,7 @@
 """What the request path tells others while it works: numbers for metrics, signals for the orchestrator.
 
-The request path calls these from the event loop, between two steps: an implementation must return at once and must
-not raise.
+The request path calls these from the event loop, between two steps: an implementation must return at once
+and must not raise.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class RequestMetrics(Protocol):
         """From admission to the first token."""
 
     def inter_token_latency(self, seconds: float, count: int) -> None:
-        """`count` streams each waited `seconds` for their next token. Aggregated: called a few times per step."""
+        """`count` streams each waited `seconds` for their next token. Aggregated: called a few times per
+        step."""
 
     def prompt_tokens(self, count: int) -> None:
         """Tokens of admitted prompts."""
