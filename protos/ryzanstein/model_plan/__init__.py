@@ -5,8 +5,12 @@ The memory ledger, the loader and the front door all ask here, so that they can'
 
 from __future__ import annotations
 
+from .boxes import Box
+from .checkpoint import CheckpointFile, CheckpointIndex, Piece, TensorEntry
 from .config import DTYPE_BYTES, FAMILIES, ModelConfig, read_model_config
 from .fields import ModelError
+from .layouts import open_checkpoint
+from .memory import dtype_bytes, kv_bytes_per_token, parameter_count, weight_bytes_per_rank
 from .rope import RopeScaling
 from .tensors import (
     ParameterPlan,
@@ -25,19 +29,29 @@ from .tensors import (
 __all__ = [
     "DTYPE_BYTES",
     "FAMILIES",
+    "Box",
+    "CheckpointFile",
+    "CheckpointIndex",
     "ModelConfig",
     "ModelError",
     "ParameterPlan",
+    "Piece",
     "Placement",
     "Range",
     "RopeScaling",
+    "TensorEntry",
     "check_tensor_parallel_size",
+    "dtype_bytes",
+    "kv_bytes_per_token",
     "kv_head_range",
     "module_of",
+    "open_checkpoint",
+    "parameter_count",
     "parameters",
     "placements",
     "read_model_config",
     "source_tensors",
     "split_range",
     "tensor_parallel_sizes",
+    "weight_bytes_per_rank",
 ]
