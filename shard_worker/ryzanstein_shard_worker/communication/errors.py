@@ -10,7 +10,7 @@ class CommunicationError(Exception):
         rank: the rank that raises.
         peer: the rank that did not answer, where the backend knows it.
         operation: name of the operation, "all_reduce" and so on.
-        sequence: its number, counted from 1 per handler. Ranks that made the same calls have the same numbers.
+        sequence: its number, counted from 1. Ranks that made the same calls have the same numbers.
         reason: what happened.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from datetime import timedelta
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backend import BackendHandler
 from .gloo_group import GlooGroup
-from .handler import CommunicationHandler
 from .sums import ordered_sum
 
 #: From here on a sum is spread over the ranks: each sums a slice and the slices are gathered.
@@ -19,7 +20,7 @@ _SPREAD_SUM_BYTES = 64 * 1024
 _PAIR_TAG = (1 << 30) + 1
 
 
-class GlooHandler(CommunicationHandler):
+class GlooHandler(BackendHandler):
     """Collectives over the connections of a `GlooGroup`, every rank directly with every other.
 
     CUDA tensors go through host memory.
@@ -48,13 +49,14 @@ class GlooHandler(CommunicationHandler):
         """flat [n]: rank r sums elements n*r/N up to n*(r+1)/N, then every rank gets every slice."""
         n = flat.numel()
         bounds = [n * r // self.world_size for r in range(self.world_size + 1)]
-        slices = [flat[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+        slices = [flat[start:stop] for start, stop in itertools.pairwise(bounds)]
         rows = torch.empty((self.world_size, slices[self.rank].numel()), dtype=flat.dtype)
         rows[self.rank].copy_(slices[self.rank])
-        self._exchange({peer: slices[peer] for peer in self._peers}, {peer: rows[peer] for peer in self._peers})
+        self._exchange({p: slices[p] for p in self._peers}, {p: rows[p] for p in self._peers})
         ordered_sum(rows, slices[self.rank])
-        mine = slices[self.rank].clone()  # a slice of a tensor that is being received into
-        self._exchange(dict.fromkeys(self._peers, mine), {peer: slices[peer] for peer in self._peers})
+        # A copy: the messages of the peers arrive in the same tensor.
+        mine = slices[self.rank].clone()
+        self._exchange(dict.fromkeys(self._peers, mine), {p: slices[p] for p in self._peers})
 
     def _all_gather(self, out: Tensor, tensor: Tensor) -> None:
         rows = out if out.device.type == "cpu" else torch.empty(out.shape, dtype=out.dtype)
@@ -64,13 +66,13 @@ class GlooHandler(CommunicationHandler):
     def _gather(self, rows: Tensor, flat: Tensor) -> None:
         """flat [n] of every rank → rows [world, n]."""
         rows[self.rank].copy_(flat)
-        self._exchange(dict.fromkeys(self._peers, flat), {peer: rows[peer] for peer in self._peers})
+        self._exchange(dict.fromkeys(self._peers, flat), {p: rows[p] for p in self._peers})
 
     def _reduce_scatter(self, out: Tensor, tensor: Tensor) -> None:
         parts = tensor.cpu()
         rows = torch.empty_like(parts)
         rows[self.rank].copy_(parts[self.rank])
-        self._exchange({peer: parts[peer] for peer in self._peers}, {peer: rows[peer] for peer in self._peers})
+        self._exchange({p: parts[p] for p in self._peers}, {p: rows[p] for p in self._peers})
         total = torch.empty(out.shape, dtype=out.dtype)
         ordered_sum(rows, total)
         out.copy_(total)
@@ -94,7 +96,7 @@ class GlooHandler(CommunicationHandler):
     def _barrier(self) -> None:
         token = torch.zeros(1, dtype=torch.uint8)
         rows = torch.zeros((self.world_size, 1), dtype=torch.uint8)
-        self._exchange(dict.fromkeys(self._peers, token), {peer: rows[peer] for peer in self._peers})
+        self._exchange(dict.fromkeys(self._peers, token), {p: rows[p] for p in self._peers})
 
     def _abort(self) -> None:
         self._group.cut()
@@ -103,20 +105,22 @@ class GlooHandler(CommunicationHandler):
         self._group.close(*self._pending)
         self._pending = []
 
-    def _exchange(self, sends: dict[int, Tensor], receives: dict[int, Tensor], *, tag: int | None = None) -> None:
+    def _exchange(
+        self, sends: dict[int, Tensor], receives: dict[int, Tensor], *, tag: int | None = None
+    ) -> None:
         """One message to and from each of the given ranks, all at once."""
         if tag is None:
             self._collectives += 1
             tag = self._collectives % (1 << 30)
         deadline = time.monotonic() + self.timeout_s
         works: list[tuple[int, Any]] = []
-        peer = self.rank
+        peer = self.rank  # the one in hand when something fails
         try:
             for peer, tensor in receives.items():
                 works.append((peer, self._group.start_receive(tensor, peer, tag)))
             for peer, tensor in sends.items():
                 works.append((peer, self._group.start_send(tensor, peer, tag)))
-            for peer, work in works:
+            for peer, work in works:  # noqa: B007 - used where it fails
                 # gloo takes 0 for no timeout at all.
                 remaining_s = max(deadline - time.monotonic(), 0.001)
                 work.wait(timedelta(seconds=remaining_s))

@@ -1,7 +1,8 @@
 """A gloo group that can be left at any time: formed over any store, without torch's default group.
 
-It is used for its point-to-point messages only. Over them a collective is as fast as gloo's own (two to three times
-faster when small: no queue, no worker thread), sums are ours to order, and a rank that does not answer has a name.
+It is used for its point-to-point messages only. Over them a collective is as fast as gloo's own (two to
+three times faster when small: no queue, no worker thread), sums are ours to order, and a rank that does not
+answer has a name.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import PrefixStore, Store
+from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store
 
 from .sockets import Endpoints, connections_since, cut, is_cut, socket_inodes
 
@@ -45,7 +46,7 @@ class GlooGroup:
         return self._process_group.recv([tensor], source, tag)
 
     def cut(self) -> None:
-        """Fails every operation of this rank, now and later, and their counterparts at the peers. Any thread."""
+        """Fails every operation of this rank, now and later, and its counterpart at the peer. Any thread."""
         with self._lock:
             self._is_cut = True
             for connection in self._connections.values():
@@ -59,8 +60,9 @@ class GlooGroup:
     def close(self, *pending: object) -> None:
         """Drops the group and what its unfinished operations still point to.
 
-        In a thread of its own, because dropping a group waits for its unfinished operations (milliseconds once the
-        connections are cut). Not a daemon: an interpreter that ends in the middle of it would abort the process.
+        In a thread of its own, because dropping a group waits for its unfinished operations (milliseconds
+        once the connections are cut). Not a daemon: an interpreter that ends in the middle of it would
+        abort the process.
         """
         self.cut()
         with self._lock:
@@ -72,7 +74,7 @@ class GlooGroup:
         threading.Thread(target=box.clear, name="gloo-reaper").start()
 
     def _find_connections(self, candidates: dict[Endpoints, socket.socket], timeout: timedelta) -> None:
-        """Keeps, of the sockets that appeared, those whose other end is a rank of this group; learns which rank."""
+        """Keeps, of the sockets that appeared, those that lead to a rank of this group; learns which."""
         mine = _encode_endpoints(list(candidates))
         theirs = torch.empty((self.world_size, _ENDPOINTS_BYTES), dtype=torch.uint8)
         peers = [peer for peer in range(self.world_size) if peer != self.rank]
@@ -103,17 +105,19 @@ def form_gloo_group(
 ) -> GlooGroup:
     """Connects this rank to all others, listening on `host` only.
 
-    `cancelled` is asked every few milliseconds: when it says yes the call ends with InterruptedError while the
-    abandoned attempt runs into its own timeout.
+    `cancelled` is asked every few milliseconds: when it says yes the call ends with InterruptedError while
+    the abandoned attempt runs into its own timeout.
 
-    Raises RuntimeError when the group could not be formed (torch's message), TimeoutError when it took too long.
+    Raises:
+        RuntimeError: the group could not be formed; the message is torch's.
+        InterruptedError: `cancelled` said yes.
     """
     result: list[GlooGroup | BaseException] = []
     done = threading.Event()
 
     def attempt() -> None:
         try:
-            result.append(_form(store, prefix, rank, world_size, host, timeout_s))
+            result.append(_form(store, prefix, rank, world_size, host=host, timeout_s=timeout_s))
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
             result.append(error)
         finally:
@@ -133,14 +137,10 @@ def form_gloo_group(
     raise outcome
 
 
-def _form(
-    store: Store, prefix: str, rank: int, world_size: int, host: str, timeout_s: float
-) -> GlooGroup:
-    # Not a public name of torch; the public way (init_process_group) ties a process to one default group.
-    from torch._C._distributed_c10d import ProcessGroupGloo
-
+def _form(store: Store, prefix: str, rank: int, world_size: int, *, host: str, timeout_s: float) -> GlooGroup:
     timeout = timedelta(seconds=timeout_s)
-    options = ProcessGroupGloo._Options()
+    # The public way, init_process_group, ties a process to one default group.
+    options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._devices = [ProcessGroupGloo.create_device(hostname=host)]
     options._timeout = timeout
     options._threads = 1  # for collectives, which are not used

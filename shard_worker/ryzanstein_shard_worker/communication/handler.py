@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
-
-from .errors import CommunicationError
-
-#: What can be summed. Half precisions are accumulated in float32 and rounded once.
-SUMMABLE_DTYPES = frozenset(
-    {torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int32, torch.int64}
-)
 
 
 class LastOperation(NamedTuple):
@@ -26,168 +18,63 @@ class LastOperation(NamedTuple):
 class CommunicationHandler(ABC):
     """Collective and point-to-point operations of one rank in one group.
 
-    One thread (the engine's) calls the operations, all ranks in the same order with the same shapes and dtypes.
-    `abort` and `last` may be used from any thread.
+    One thread (the engine's) calls the operations, all ranks in the same order with the same shapes and
+    dtypes. `abort` and `last` may be used from any thread.
 
-    Sums are taken in the order of the ranks, half precisions in float32 with one rounding at the end: every rank
-    gets the same bits, and an element's sum does not depend on what else is in the tensor.
+    Sums are taken in the order of the ranks, half precisions in float32 with one rounding at the end: every
+    rank gets the same bits, and an element's sum does not depend on what else is in the tensor.
 
-    Every operation ends within `timeout_s`. After the first failure the handler is broken: every later operation
-    fails at once with the same reason.
+    Every operation ends within the group's timeout, and fails with `CommunicationError`. After the first
+    failure the group is broken: every later operation fails at once with the same reason. ValueError tells of
+    a call that can't be right (a dtype that can't be summed, a rank that does not exist).
+
+    Attributes:
+        rank: of this process, from 0.
+        world_size: number of ranks.
+        backend: what carries the operations: "single", "shared_memory", "gloo" or "nccl".
     """
 
-    def __init__(self, *, rank: int, world_size: int, backend: str, timeout_s: float) -> None:
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank} is outside of a group of {world_size}")
-        if timeout_s <= 0:
-            raise ValueError(f"timeout_s must be positive, not {timeout_s}")
-        self.rank = rank
-        self.world_size = world_size
-        self.backend = backend
-        self.timeout_s = timeout_s
-        self._last = LastOperation("none", 0)
-        self._broken: tuple[str, int | None] | None = None
+    rank: int
+    world_size: int
+    backend: str
 
     @property
+    @abstractmethod
     def last(self) -> LastOperation:
-        """Name and number of the operation begun last."""
-        return self._last
+        """Name and number (from 1) of the operation begun last, for whoever wonders where a rank is stuck."""
 
+    @abstractmethod
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sums the ranks' tensors [*S] into each of them, in place; returns `tensor`."""
-        self._begin("all_reduce")
-        self._check_summable(tensor)
-        if tensor.is_contiguous():
-            self._all_reduce(tensor)
-        else:
-            dense = tensor.detach().contiguous()
-            self._all_reduce(dense)
-            tensor.detach().copy_(dense)
-        return tensor
 
+    @abstractmethod
     def all_gather(self, tensor: Tensor) -> Tensor:
         """[*S] of every rank → [world, *S], in rank order."""
-        self._begin("all_gather")
-        out = torch.empty((self.world_size, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
-        self._all_gather(out, tensor.detach().contiguous())
-        return out
 
+    @abstractmethod
     def reduce_scatter(self, tensor: Tensor) -> Tensor:
         """[world, *S] of every rank → [*S]: this rank's part of the sum over ranks."""
-        self._begin("reduce_scatter")
-        self._check_summable(tensor)
-        if tensor.dim() == 0 or tensor.shape[0] != self.world_size:
-            raise ValueError(
-                f"reduce_scatter takes [world_size, ...]: the first dimension of {tuple(tensor.shape)} "
-                f"must be {self.world_size}"
-            )
-        out = torch.empty(tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
-        self._reduce_scatter(out, tensor.detach().contiguous())
-        return out
 
+    @abstractmethod
     def broadcast(self, tensor: Tensor, source: int) -> Tensor:
-        """Copies the tensor of rank `source` into every rank's, in place; returns `tensor`."""
-        self._begin("broadcast")
-        self._check_rank(source)
-        if tensor.is_contiguous():
-            self._broadcast(tensor, source)
-        else:
-            dense = tensor.detach().contiguous()
-            self._broadcast(dense, source)
-            if self.rank != source:
-                tensor.detach().copy_(dense)
-        return tensor
+        """Copies the tensor [*S] of rank `source` into every rank's, in place; returns `tensor`."""
 
+    @abstractmethod
     def send(self, tensor: Tensor, to: int) -> None:
-        """Gives the tensor to rank `to`, which calls `receive`. Returns when the tensor may be changed again."""
-        self._begin("send")
-        self._check_peer(to)
-        self._send(tensor.detach().contiguous(), to)
+        """Gives the tensor to rank `to`, which calls `receive`. Afterwards the tensor may be changed again."""
 
+    @abstractmethod
     def receive(self, tensor: Tensor, source: int) -> Tensor:
-        """Fills `tensor`, in place, with what rank `source` sends; returns it."""
-        self._begin("receive")
-        self._check_peer(source)
-        if tensor.is_contiguous():
-            self._receive(tensor, source)
-        else:
-            dense = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-            self._receive(dense, source)
-            tensor.detach().copy_(dense)
-        return tensor
+        """Fills `tensor` [*S], in place, with what rank `source` sends; returns it."""
 
+    @abstractmethod
     def barrier(self) -> None:
         """Returns when every rank has called it."""
-        self._begin("barrier")
-        self._barrier()
 
+    @abstractmethod
     def abort(self, reason: str) -> None:
-        """Breaks the group on this rank: an operation that another thread is blocked in fails within milliseconds."""
-        if self._broken is None:
-            self._broken = (f"aborted: {reason}", None)
-        self._abort()
+        """Breaks the group on this rank: what another thread is blocked in fails within milliseconds."""
 
+    @abstractmethod
     def close(self) -> None:
         """Frees what the group holds. No operation may be running or follow."""
-        if self._broken is None:
-            self._broken = ("the group is closed", None)
-        self._close()
-
-    @abstractmethod
-    def _all_reduce(self, tensor: Tensor) -> None: ...
-
-    @abstractmethod
-    def _all_gather(self, out: Tensor, tensor: Tensor) -> None: ...
-
-    @abstractmethod
-    def _reduce_scatter(self, out: Tensor, tensor: Tensor) -> None: ...
-
-    @abstractmethod
-    def _broadcast(self, tensor: Tensor, source: int) -> None: ...
-
-    @abstractmethod
-    def _send(self, tensor: Tensor, to: int) -> None: ...
-
-    @abstractmethod
-    def _receive(self, tensor: Tensor, source: int) -> None: ...
-
-    @abstractmethod
-    def _barrier(self) -> None: ...
-
-    @abstractmethod
-    def _abort(self) -> None: ...
-
-    @abstractmethod
-    def _close(self) -> None: ...
-
-    def _begin(self, operation: str) -> None:
-        self._last = LastOperation(operation, self._last.sequence + 1)
-        if self._broken is not None:
-            raise self._error()
-
-    def _fail(self, reason: str, peer: int | None = None) -> NoReturn:
-        """Breaks the handler and raises. An abort that came first is the reason that counts."""
-        if self._broken is None:
-            self._broken = (reason, peer)
-        raise self._error() from None
-
-    def _error(self) -> CommunicationError:
-        assert self._broken is not None
-        reason, peer = self._broken
-        operation, sequence = self._last
-        return CommunicationError(
-            rank=self.rank, peer=peer, operation=operation, sequence=sequence, reason=reason
-        )
-
-    def _check_summable(self, tensor: Tensor) -> None:
-        if tensor.dtype not in SUMMABLE_DTYPES:
-            raise ValueError(f"{self._last.operation} can't sum {tensor.dtype}")
-
-    def _check_rank(self, rank: int) -> None:
-        if not 0 <= rank < self.world_size:
-            raise ValueError(f"{self._last.operation}: there is no rank {rank} in a group of {self.world_size}")
-
-    def _check_peer(self, rank: int) -> None:
-        self._check_rank(rank)
-        if rank == self.rank:
-            raise ValueError(f"{self._last.operation}: rank {rank} can't exchange tensors with itself")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .handler import CommunicationHandler
+from .backend import BackendHandler
 
 
-class SingleHandler(CommunicationHandler):
+class SingleHandler(BackendHandler):
     """World size 1. Operations are numbered and checked like everywhere else, and move nothing."""
 
     def __init__(self) -> None:

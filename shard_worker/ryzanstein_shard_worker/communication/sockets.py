@@ -1,7 +1,7 @@
-"""The TCP connections that a library opened in this process: found by watching, cut to free who waits on them.
+"""The TCP connections that a library opened in this process: found by watching, cut to free who waits.
 
-gloo offers no way to interrupt a blocked operation. Shutting its sockets down does: the operation fails within about
-a millisecond, and so does the peer's.
+gloo offers no way to interrupt a blocked operation. Shutting its sockets down does: the operation fails
+within about a millisecond, and so does the peer's.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ class Endpoints:
 
 
 def socket_inodes() -> dict[str, int]:
-    """Every socket of this process: the kernel's name of it ("socket:[1234]", never reused) → file descriptor."""
+    """Sockets of this process: the kernel's name ("socket:[1234]", never reused) → file descriptor."""
     found = {}
-    for entry in os.listdir(_FDS):
+    for entry in _FDS.iterdir():
         with contextlib.suppress(OSError):  # closed since it was listed
-            target = os.readlink(_FDS / entry)
+            target = str(entry.readlink())
             if target.startswith("socket:"):
-                found[target] = int(entry)
+                found[target] = int(entry.name)
     return found
 
 
 def connections_since(before: dict[str, int]) -> dict[Endpoints, socket.socket]:
     """Connected TCP sockets that appeared after `before` was taken.
 
-    Each is a duplicate of its own: the descriptor stays ours when the library closes its own, so that a reused number
-    is never mistaken for it. The caller closes them.
+    Each is a duplicate of its own: the descriptor stays ours when the library closes its own, so that a
+    reused number is never mistaken for it. The caller closes them.
     """
     found: dict[Endpoints, socket.socket] = {}
     for inode, fd in socket_inodes().items():
@@ -61,7 +61,7 @@ def connections_since(before: dict[str, int]) -> dict[Endpoints, socket.socket]:
 
 
 def cut(connection: socket.socket) -> None:
-    """Ends the connection under its owner, in both directions. Not for listening sockets: gloo would end the process."""
+    """Ends the connection under its owner. Not for a listening socket: gloo would end the process."""
     with contextlib.suppress(OSError):  # the other side was faster
         connection.shutdown(socket.SHUT_RDWR)
 
@@ -69,7 +69,7 @@ def cut(connection: socket.socket) -> None:
 def is_cut(connection: socket.socket) -> bool:
     """Whether the other side closed the connection or is gone."""
     try:
-        # Data may lie before the end, so reading would not show it; the state does (tcp(7), TCP_INFO: first byte).
+        # Unread data would hide the end from a read. The state (tcp(7): TCP_INFO's first byte) shows it.
         state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
     except OSError:
         return True

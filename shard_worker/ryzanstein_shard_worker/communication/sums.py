@@ -13,10 +13,7 @@ def ordered_sum(rows: Tensor, out: Tensor) -> None:
 
     Half precisions are accumulated in float32 and rounded once. `out` may be one of the rows.
     """
-    if rows.dtype in _HALF_DTYPES:
-        total = rows[0].float()
-    else:
-        total = rows[0].clone()
+    total = rows[0].float() if rows.dtype in _HALF_DTYPES else rows[0].clone()
     for row in rows[1:]:
         total.add_(row)
     out.copy_(total)
