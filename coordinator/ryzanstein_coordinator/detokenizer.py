@@ -8,6 +8,7 @@ them at once.
 from __future__ import annotations
 
 import codecs
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -136,17 +137,31 @@ class WindowDetokenizer:
     """For every other tokenizer: asks it for the text of the last few tokens, with and without the new
     ones."""
 
-    __slots__ = ("_decode", "_ids", "_read", "_read_text")
+    __slots__ = ("_decode", "_hidden", "_ids", "_read", "_read_text")
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], context: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        context: Sequence[int] = (),
+        hidden: frozenset[int] = frozenset(),
+    ) -> None:
+        """`hidden` are ids that `decode` leaves out: a window full of them would look like the start of a
+        text."""
         self._decode = decode
-        self._ids = list(context[-_WINDOW_TOKENS:])
+        self._hidden = hidden
+        shown = (token_id for token_id in reversed(context) if token_id not in hidden)
+        self._ids = [*itertools.islice(shown, _WINDOW_TOKENS)][::-1]
         self._read = len(self._ids)  # so many of _ids are in texts that were returned
         self._read_text = decode(self._ids)
 
     def push(self, token_id: int) -> str:
+        if token_id in self._hidden:
+            return ""
         self._ids.append(token_id)
         text = self._decode(self._ids)
+        if text == self._read_text:
+            self._ids.pop()  # an id that the tokenizer does not know
+            return ""
         waited = len(self._ids) - self._read
         if text.endswith(REPLACEMENT) and waited < _LONGEST_WAIT_TOKENS:
             return ""

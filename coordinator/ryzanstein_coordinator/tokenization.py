@@ -86,7 +86,9 @@ class ModelTokenizer:
         """For the tokens that follow `context`, without special tokens."""
         if self._pieces is not None:
             return IncrementalDetokenizer(self._pieces, context)
-        return WindowDetokenizer(lambda ids: self.decode(ids, skip_special_tokens=True), context)
+        return WindowDetokenizer(
+            lambda ids: self.decode(ids, skip_special_tokens=True), context, self._special_ids
+        )
 
     def _read_pieces(self) -> TokenPieces | None:
         decoder = self._tokenizer.decoder
