@@ -1,3 +1,72 @@
-"""The client library and command line of Ryzanstein."""
+"""The client library of Ryzanstein.
+
+    from ryzanstein_client import Client
+
+    with Client("127.0.0.1:50051") as client:
+        for chunk in client.stream("The sky is", max_tokens=64, temperature=0.8, seed=7):
+            print(chunk.text, end="")
+        completion = client.generate("2+2=", max_tokens=4)
+
+`AsyncClient` has the same methods for asyncio. Both go on after a broken connection or a restarted
+coordinator: each token is delivered exactly once, in order.
+"""
 
 from __future__ import annotations
+
+from .aio import AsyncClient
+from .aio_stream import AsyncCompletionStream
+from .errors import (
+    AlreadyExists,
+    Cancelled,
+    DeadlineExceeded,
+    Disconnected,
+    FailedPrecondition,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    QueueFull,
+    RyzansteinError,
+    Unauthenticated,
+    Unavailable,
+)
+from .sync import Client
+from .sync_stream import CompletionStream
+from .types import (
+    Chunk,
+    Completion,
+    Message,
+    Model,
+    SamplingParams,
+    Timings,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "AsyncCompletionStream",
+    "CompletionStream",
+    "SamplingParams",
+    "Message",
+    "Chunk",
+    "Completion",
+    "TokenLogprob",
+    "TopLogprob",
+    "Usage",
+    "Timings",
+    "Model",
+    "RyzansteinError",
+    "InvalidRequest",
+    "Unauthenticated",
+    "NotFound",
+    "AlreadyExists",
+    "FailedPrecondition",
+    "QueueFull",
+    "DeadlineExceeded",
+    "Cancelled",
+    "Unavailable",
+    "Disconnected",
+    "InternalError",
+]

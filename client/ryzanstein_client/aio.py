@@ -1,0 +1,162 @@
+"""The asynchronous client. `sync.py` is generated from this file by client/generate_sync.py."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, Unpack, overload
+
+from ryzanstein.v1 import inference_pb2, operations_pb2
+from ryzanstein.wire import to_plain
+
+from .aio_connection import AsyncConnection, sleep
+from .aio_stream import AsyncCompletionStream
+from .messages import chat_prompt, chat_request, model_from, text_request
+from .retry import ResumePolicy, UnaryRetry
+from .status import CallFailed
+from .target import DEFAULT_ADDRESS, Target
+from .types import Completion, Message, Model, Prompt, RequestOptions
+
+
+class AsyncClient:
+    """Speaks to one coordinator.
+
+        async with AsyncClient("127.0.0.1:50051") as client:
+            async for chunk in client.stream("The sky is", max_tokens=64, seed=7):
+                print(chunk.text, end="")
+
+    Args:
+        address: HOST:PORT of the coordinator's gRPC server.
+        api_key: sent with every call, if the server wants one.
+        tls: encrypts and checks the server's certificate against the system's authorities; `ca_file` (PEM)
+            against others.
+        connect_timeout_s: how long a coordinator that never answered is called again.
+        resume_timeout_s: how long a stream waits for a lost coordinator before it gives up.
+        call_timeout_s: for each call that is not a stream.
+
+    Every method raises a `RyzansteinError`: `InvalidRequest` for what the server refuses, `Disconnected` when
+    the coordinator can't be reached, and so on (see `ryzanstein_client.errors`).
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        api_key: str | None = None,
+        tls: bool = False,
+        ca_file: str | Path | None = None,
+        connect_timeout_s: float = 5.0,
+        resume_timeout_s: float = 60.0,
+        call_timeout_s: float = 30.0,
+    ) -> None:
+        self._policy = ResumePolicy(connect_timeout_s=connect_timeout_s, resume_timeout_s=resume_timeout_s)
+        self._call_timeout_s = call_timeout_s
+        self._connection = AsyncConnection(Target(address, api_key, tls, ca_file))
+
+    def stream(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> AsyncCompletionStream:
+        """Goes on with a prompt (text or token ids), chunk by chunk. Leaving the loop early cancels it."""
+        return AsyncCompletionStream(self._connection, text_request(prompt, options), self._policy)
+
+    async def generate(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> Completion:
+        """Goes on with a prompt (text or token ids) and returns the whole answer."""
+        return await self.stream(prompt, **options).collect()
+
+    @overload
+    async def chat(
+        self,
+        messages: Iterable[Message],
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[RequestOptions],
+    ) -> Completion: ...
+    @overload
+    async def chat(
+        self, messages: Iterable[Message], *, stream: Literal[True], **options: Unpack[RequestOptions]
+    ) -> AsyncCompletionStream: ...
+    async def chat(
+        self, messages: Iterable[Message], *, stream: bool = False, **options: Unpack[RequestOptions]
+    ) -> Completion | AsyncCompletionStream:
+        """Answers a conversation: a list of {"role": …, "content": …}. With `stream`, chunk by chunk."""
+        answer = AsyncCompletionStream(self._connection, chat_request(messages, options), self._policy)
+        return answer if stream else await answer.collect()
+
+    async def cancel(self, request_id: str) -> bool:
+        """Ends a request. False if it had ended already; NotFound if there is none with this id."""
+        request = inference_pb2.CancelRequest(request_id=request_id)
+        response = await self._call(lambda: self._connection.inference().Cancel, request)
+        return bool(response.cancelled)
+
+    async def models(self) -> list[Model]:
+        """What the server offers."""
+        request = inference_pb2.ListModelsRequest()
+        response = await self._call(lambda: self._connection.inference().ListModels, request)
+        return [model_from(model) for model in response.models]
+
+    async def tokenize(
+        self,
+        prompt: str | Iterable[Message],
+        *,
+        model: str | None = None,
+        add_special_tokens: bool | None = None,
+    ) -> list[int]:
+        """Token ids of a text, or of a conversation as the model's template writes it."""
+        request = inference_pb2.TokenizeRequest(model=model or "", add_special_tokens=add_special_tokens)
+        if isinstance(prompt, str):
+            request.text = prompt
+        else:
+            request.chat.CopyFrom(chat_prompt(prompt))
+        response = await self._call(lambda: self._connection.inference().Tokenize, request)
+        return list(response.token_ids)
+
+    async def detokenize(self, token_ids: Sequence[int], *, model: str | None = None) -> str:
+        """The text of token ids."""
+        request = inference_pb2.DetokenizeRequest(model=model or "", token_ids=token_ids)
+        response = await self._call(lambda: self._connection.inference().Detokenize, request)
+        return str(response.text)
+
+    async def cluster(self) -> dict[str, Any]:
+        """The cluster as it is now: the same keys and values as the JSON of `/cluster`."""
+        request = operations_pb2.GetClusterRequest()
+        response = await self._call(lambda: self._connection.operations().GetCluster, request)
+        return to_plain(response.cluster)
+
+    async def watch(self) -> AsyncIterator[dict[str, Any]]:
+        """The cluster now and after every change, without end; goes on after a lost connection."""
+        retry = UnaryRetry(self._policy, self._connection.target.address)
+        while True:
+            try:
+                async for snapshot in self._connection.snapshots():
+                    retry.on_success()
+                    yield to_plain(snapshot)
+                raise CallFailed.unusable("it ended")
+            except CallFailed as failure:
+                await sleep(retry.on_failure(failure, time.monotonic()))
+
+    async def drain(self, worker_id: str) -> int:
+        """Takes a worker out of service without losing a stream. Returns the group's epoch."""
+        request = operations_pb2.DrainWorkerRequest(worker_id=worker_id)
+        response = await self._call(lambda: self._connection.operations().DrainWorker, request)
+        return int(response.epoch)
+
+    async def aclose(self) -> None:
+        """Closes the connection. Streams that are still open end."""
+        await self._connection.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _call(self, method: Callable[[], Callable[..., Any]], request: object) -> Any:
+        """One call, repeated while the coordinator can't be reached: all of these calls may be."""
+        retry = UnaryRetry(self._policy, self._connection.target.address)
+        while True:
+            try:
+                return await self._connection.unary(method(), request, self._call_timeout_s)
+            except CallFailed as failure:
+                await sleep(retry.on_failure(failure, time.monotonic()))
