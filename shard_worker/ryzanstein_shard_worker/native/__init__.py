@@ -1,1 +1,1 @@
-"""C parts of the worker. Each has a fallback in torch: a host without a compiler loses speed, nothing else."""
+"""C parts of the worker. Each has a fallback: a host without a compiler loses speed, nothing else."""
