@@ -1,0 +1,258 @@
+"""Every decision of the control plane as one pure function: `(now, state, event) → (state, actions)`.
+
+The orchestrator's loop feeds it what happens and carries out what it asks for; a test can feed it a million
+seeded schedules of faults without a clock, a socket or a process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from . import events
+from .config import OrchestratorConfig
+from .draft import Decision, Draft
+from .events import Event
+from .failure_recovery import TREATMENTS, FailureRecoveryManager
+from .group_life import GroupLife
+from .health_monitor import Fault, HealthMonitor
+from .resource_allocator import ResourceAllocator
+from .state import Cause, ClusterState, GroupRecord, Phase, Shard, WorkerRecord
+from .worker_life import WorkerLife
+
+
+class ControlPlane:
+    """Composes the deciders. Holds configuration only."""
+
+    def __init__(self, config: OrchestratorConfig, allocator: ResourceAllocator) -> None:
+        self._config = config
+        self.monitor = HealthMonitor(config)
+        self.recovery = FailureRecoveryManager(config)
+        self.allocator = allocator
+        self._groups = GroupLife(config, self.recovery, allocator)
+        self._workers = WorkerLife(config, self.monitor, allocator)
+
+    def initial(
+        self, now_s: float, *, committed_epoch: int, previous: dict[str, tuple[str, ...]]
+    ) -> ClusterState:
+        """The state before anything has happened.
+
+        Args:
+            now_s: the clock's time.
+            committed_epoch: the highest epoch in the store.
+            previous: by group, who held its ranks last.
+        """
+        size = self._config.tensor_parallel_size
+        groups = []
+        for group_id in group_ids(self._config):
+            ranks = previous.get(group_id, ())
+            ranks = ranks if len(ranks) == size else ()  # the size was changed since
+            groups.append(GroupRecord(group_id=group_id, size=size, previous=ranks, vacant_since_s=now_s))
+        return ClusterState(
+            groups=tuple(groups),
+            highest_epoch=committed_epoch,
+            committed_epoch=committed_epoch,
+            last_tick_s=now_s,
+            lease_floor_s=now_s,
+        )
+
+    def step(self, now_s: float, state: ClusterState, event: Event) -> Decision:
+        """Applies one event."""
+        draft = Draft(now_s, state)
+        ticked: dict[str, float] = {}
+        if isinstance(event, events.Tick):
+            self._tick(draft, state)
+            ticked = {"last_tick_s": now_s}
+        else:
+            self._apply(draft, event)
+        if draft.changed or ticked:
+            for group in draft.groups:
+                self._groups.advance(draft, group.group_id)
+            self._workers.settle(draft)
+        return draft.finish(**ticked)
+
+    def _apply(self, draft: Draft, event: Event) -> None:  # noqa: PLR0912 - one branch per kind of event
+        match event:
+            case events.Registered():
+                self._registered(draft, event)
+            case events.StreamOpened():
+                self._workers.stream_opened(draft, event)
+            case events.StreamEnded():
+                self._stream_ended(draft, event)
+            case events.Beat():
+                self._beat(draft, event)
+            case events.EpochCommitted():
+                draft.committed_epoch = max(draft.committed_epoch, event.epoch)
+                for group in draft.groups:
+                    if 0 < group.committing <= draft.committed_epoch:
+                        self._groups.announce(draft, group.group_id)
+            case events.CommitFailed():
+                self._commit_failed(draft, event)
+            case events.ShardLoaded():
+                self._shard_loaded(draft, event)
+            case events.ShardRefused():
+                self._shard_refused(draft, event)
+            case events.Fenced():
+                if worker := draft.process(event.worker_id, event.incarnation):
+                    self._workers.fenced(draft, worker, event.epoch)
+            case events.FenceFailed():
+                if worker := draft.process(event.worker_id, event.incarnation):
+                    self._workers.fence_failed(draft, worker)
+            case events.Joined():
+                if forming := self._forming(draft, event.group_id, event.epoch):
+                    answered = forming.answered | {event.worker_id}
+                    draft.set_group(event.group_id, answered=answered, backend=event.backend)
+            case events.JoinFailed():
+                if self._forming(draft, event.group_id, event.epoch) is not None:
+                    self._groups.join_failed(
+                        draft, event.group_id, event.worker_id, event.own_fault, event.reason
+                    )
+            case events.ExecuteBroken():
+                self._execute_broken(draft, event)
+            case events.FirstToken() | events.RequestsResumed():
+                self._resumed(draft, event)
+            case events.DrainWorker():
+                draft.set_worker(event.worker_id, draining=True)
+            case events.DrainCluster():
+                draft.draining = True
+
+    def _tick(self, draft: Draft, state: ClusterState) -> None:
+        if self.monitor.stood_still(draft.now_s, state.last_tick_s):
+            draft.lease_floor_s = draft.now_s
+        for worker_id in self._workers.tick(draft):
+            worker = draft.worker(worker_id)
+            assert worker is not None
+            ttl_s = self._config.lease_ttl_s
+            heard = draft.telemetry(worker_id)
+            seen_s = worker.registered_at_s if heard is None else heard.heard_at_s
+            self._lose(
+                draft,
+                worker,
+                Cause.LEASE,
+                f"{_name(worker)} was not heard of for {ttl_s:g} s",
+                seen_at_s=seen_s + self._config.suspect_after_s,
+            )
+        for group in draft.groups:
+            self._look_for_fault(draft, group)
+
+    def _look_for_fault(self, draft: Draft, group: GroupRecord) -> None:
+        if group.phase not in (Phase.FORMING, Phase.SERVING):
+            return
+        workers = {m.worker_id: w for m in group.members if (w := draft.worker(m.worker_id)) is not None}
+        reports = {m.worker_id: t for m in group.members if (t := draft.telemetry(m.worker_id)) is not None}
+        fault = self.monitor.fault(draft.now_s, group, workers, reports)
+        if fault is None:
+            return
+        culprit = None if fault.culprit is None else draft.worker(fault.culprit)
+        if TREATMENTS[fault.cause].lost and culprit is not None and culprit.alive:
+            self._lose(draft, culprit, fault.cause, fault.reason)
+        else:
+            self._groups.break_up(draft, group.group_id, fault)
+
+    def _registered(self, draft: Draft, event: events.Registered) -> None:
+        known = draft.worker(event.worker.worker_id)
+        if known is not None and known.incarnation != event.worker.incarnation and known.alive:
+            reason = f"{_name(known)} was replaced by a new process ({event.worker.pid})"
+            self._lose(draft, known, Cause.PROCESS, reason)
+        self._workers.registered(draft, event)
+
+    def _stream_ended(self, draft: Draft, event: events.StreamEnded) -> None:
+        worker = draft.process(event.worker_id, event.incarnation)
+        if worker is None or not worker.alive or worker.stream != event.stream:
+            return
+        if worker.leaving and worker.rank is None:  # as it was told to
+            self._workers.lose(draft, worker, "drained")
+            draft.remove_worker(worker.worker_id)
+            return
+        reason = f"{_name(worker)} ended: {event.reason or 'its heartbeat stream broke'}"
+        self._lose(draft, worker, Cause.PROCESS, reason)
+
+    def _lose(
+        self, draft: Draft, worker: WorkerRecord, cause: Cause, reason: str, *, seen_at_s: float | None = None
+    ) -> None:
+        """A process is gone: its group, if it was in one, goes on without it."""
+        group = draft.find_group(worker.group)
+        self._workers.lose(draft, worker, reason)
+        if group is None:
+            return
+        if group.phase in (Phase.FORMING, Phase.SERVING) and worker.rank is not None:
+            seen_s = draft.now_s if seen_at_s is None else seen_at_s
+            fault = Fault(cause=cause, culprit=worker.worker_id, reason=reason, seen_at_s=seen_s)
+            self._groups.break_up(draft, group.group_id, fault)
+        elif group.recovering and group.recovery is not None:
+            blamed = self.recovery.blame(group.recovery, cause, worker, reason)
+            draft.set_group(group.group_id, recovery=blamed)
+
+    def _beat(self, draft: Draft, event: events.Beat) -> None:
+        self._workers.beat(draft, event)
+        worker = draft.process(event.worker_id, event.incarnation)
+        if event.telemetry.fault is not None and worker is not None:
+            group = draft.find_group(worker.group)
+            if group is not None and worker.rank is not None:
+                self._look_for_fault(draft, group)
+
+    def _commit_failed(self, draft: Draft, event: events.CommitFailed) -> None:
+        for group in draft.groups:
+            if group.committing == event.epoch:
+                retry = self.recovery.retry(draft.now_s, group, may_repeat=True)
+                draft.set_group(
+                    group.group_id,
+                    commit_failed=True,
+                    failures=retry.failures,
+                    not_before_s=max(retry.not_before_s, draft.now_s + self._config.backoff_s),
+                    reason=f"epoch {event.epoch} can't be stored: {event.reason}",
+                )
+
+    def _shard_loaded(self, draft: Draft, event: events.ShardLoaded) -> None:
+        worker = draft.process(event.worker_id, event.incarnation)
+        if worker is None or worker.loading != event.key:
+            return
+        shard = Shard(event.key, event.has_checkpoint, event.weights_bytes)
+        draft.set_worker(worker.worker_id, loading=None, shard=shard)
+        group = draft.find_group(worker.group)
+        if group is not None and group.phase is Phase.LOADING and worker.rank == event.key.rank:
+            draft.set_group(group.group_id, answered=group.answered | {worker.worker_id})
+
+    def _shard_refused(self, draft: Draft, event: events.ShardRefused) -> None:
+        worker = draft.process(event.worker_id, event.incarnation)
+        if worker is None or worker.loading != event.key:
+            return
+        group = draft.find_group(worker.group)
+        placed = group is not None and group.phase is Phase.LOADING and worker.rank is not None
+        reason = f"{worker.worker_id} could not load rank {event.key.rank}: {event.reason}"
+        self._workers.load_failed(draft, worker, permanent=event.permanent, reason=reason)
+        if placed and group is not None:
+            retry = self.recovery.retry(draft.now_s, group, may_repeat=not event.permanent)
+            draft.set_group(group.group_id, failures=retry.failures, not_before_s=retry.not_before_s)
+            self._groups.next_epoch(draft, group.group_id, reason)
+
+    def _execute_broken(self, draft: Draft, event: events.ExecuteBroken) -> None:
+        group = draft.find_group(event.group_id)
+        if group is not None and group.phase is Phase.SERVING and group.epoch == event.epoch:
+            breaks = self.monitor.stream_breaks(draft.now_s, group)
+            group = draft.set_group(group.group_id, stream_breaks=breaks, stream_broken_at_s=draft.now_s)
+            self._look_for_fault(draft, group)
+
+    def _resumed(self, draft: Draft, event: events.FirstToken | events.RequestsResumed) -> None:
+        group = draft.find_group(event.group_id)
+        recovery = None if group is None else group.recovery
+        if group is None or recovery is None or recovery.epoch != event.epoch:
+            return
+        if isinstance(event, events.RequestsResumed):
+            recovery = replace(recovery, requests_resumed=recovery.requests_resumed + event.count)
+        elif recovery.first_token_at_s is None:
+            recovery = replace(recovery, first_token_at_s=max(event.at_s, recovery.seen_at_s))
+        draft.set_group(group.group_id, recovery=recovery, stream_breaks=0)
+
+    def _forming(self, draft: Draft, group_id: str, epoch: int) -> GroupRecord | None:
+        """The group, if it still forms this epoch."""
+        group = draft.find_group(group_id)
+        return group if group is not None and group.phase is Phase.FORMING and group.epoch == epoch else None
+
+
+def group_ids(config: OrchestratorConfig) -> tuple[str, ...]:
+    """Names of the groups; the same over restarts."""
+    return tuple(f"g{index}" for index in range(config.data_parallel_size))
+
+
+def _name(worker: WorkerRecord) -> str:
+    return worker.worker_id if worker.rank is None else f"{worker.worker_id} (rank {worker.rank})"

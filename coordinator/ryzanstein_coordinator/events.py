@@ -1,0 +1,295 @@
+"""What can happen to the cluster, and what can be done about it, as values: the two alphabets of the
+deciders.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .state import EngineBounds, Member, ShardKey, Telemetry, WorkerRecord
+
+# --- events: what happened
+# ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A worker was accepted. The record is as of its registration; `highest_epoch` is the highest it ever
+    saw.
+    """
+
+    worker: WorkerRecord
+    highest_epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOpened:
+    """A heartbeat stream with this number began."""
+
+    worker_id: str
+    incarnation: str
+    stream: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnded:
+    """A heartbeat stream is over, whoever ended it."""
+
+    worker_id: str
+    incarnation: str
+    stream: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A heartbeat."""
+
+    worker_id: str
+    incarnation: str
+    telemetry: Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class EpochCommitted:
+    """Epochs up to this one are on disk."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommitFailed:
+    """The store could not write."""
+
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLoaded:
+    """LoadShard was answered."""
+
+    worker_id: str
+    incarnation: str
+    key: ShardKey
+    has_checkpoint: bool
+    weights_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRefused:
+    """LoadShard failed; `permanent`: this process will never load it."""
+
+    worker_id: str
+    incarnation: str
+    key: ShardKey
+    permanent: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """Abort was answered: the worker has left whatever it was in."""
+
+    worker_id: str
+    incarnation: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class FenceFailed:
+    """Abort was not answered in time, or refused."""
+
+    worker_id: str
+    incarnation: str
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """JoinGroup was answered."""
+
+    group_id: str
+    epoch: int
+    worker_id: str
+    backend: str
+
+
+@dataclass(frozen=True, slots=True)
+class JoinFailed:
+    """JoinGroup failed. `own_fault`: for a reason of this worker's own, not because a peer did not come."""
+
+    group_id: str
+    epoch: int
+    worker_id: str
+    own_fault: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExecuteBroken:
+    """The router lost the leader's stream, or could not open it."""
+
+    group_id: str
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """The first token of this epoch reached the coordinator."""
+
+    group_id: str
+    epoch: int
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestsResumed:
+    """So many unfinished requests were submitted to the new epoch."""
+
+    group_id: str
+    epoch: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrainWorker:
+    """Somebody wants this worker out of service."""
+
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainCluster:
+    """The coordinator is about to stop: nothing new is admitted, what runs may end."""
+
+
+Event = (
+    Tick
+    | Registered
+    | StreamOpened
+    | StreamEnded
+    | Beat
+    | EpochCommitted
+    | CommitFailed
+    | ShardLoaded
+    | ShardRefused
+    | Fenced
+    | FenceFailed
+    | Joined
+    | JoinFailed
+    | ExecuteBroken
+    | FirstToken
+    | RequestsResumed
+    | DrainWorker
+    | DrainCluster
+)
+
+# --- actions: what is to be done
+# ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CommitEpoch:
+    """Make all epochs up to this one durable."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class RememberMembers:
+    """Store who holds the ranks, so that a restarted coordinator gives them back."""
+
+    group_id: str
+    epoch: int
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadShard:
+    """Call LoadShard; a call for another shard of this worker is given up."""
+
+    group_id: str
+    epoch: int
+    worker_id: str
+    incarnation: str
+    key: ShardKey
+    limits: EngineBounds
+
+
+@dataclass(frozen=True, slots=True)
+class AbortWorker:
+    """Call Abort: the worker leaves every epoch below this one."""
+
+    group_id: str
+    epoch: int
+    worker_id: str
+    incarnation: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class JoinGroup:
+    """Call JoinGroup on all members at once."""
+
+    group_id: str
+    epoch: int
+    members: tuple[Member, ...]
+    backend: str
+    limits: EngineBounds
+
+
+@dataclass(frozen=True, slots=True)
+class AnnounceReady:
+    """Tell the router that the group serves."""
+
+    group_id: str
+    epoch: int
+    leader: Member
+    limits: EngineBounds
+
+
+@dataclass(frozen=True, slots=True)
+class AnnounceLost:
+    """Tell the router that the group serves no more."""
+
+    group_id: str
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainProcess:
+    """Call Drain: the worker's process ends."""
+
+    worker_id: str
+    incarnation: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropWorker:
+    """Nothing of this process is wanted any more: its calls and its connection end."""
+
+    worker_id: str
+    incarnation: str
+
+
+Action = (
+    CommitEpoch
+    | RememberMembers
+    | LoadShard
+    | AbortWorker
+    | JoinGroup
+    | AnnounceReady
+    | AnnounceLost
+    | DrainProcess
+    | DropWorker
+)

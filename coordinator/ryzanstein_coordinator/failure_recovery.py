@@ -1,0 +1,144 @@
+"""What to do about a fault. Pure: the group's machine (`group_life`) carries it out, dashboards print the
+reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .config import OrchestratorConfig
+from .health_monitor import Fault
+from .state import Cause, CulpritRecord, GroupRecord, Recovery, WorkerRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Treatment:
+    """What becomes of the worker that is to blame. In every case the others leave the epoch and form the
+    next.
+    """
+
+    #: Its process is gone.
+    lost: bool = False
+    #: Its process can't serve any more; it stays visible until it is replaced.
+    failed: bool = False
+    #: It may serve again, but others are preferred to it.
+    strike: bool = False
+    #: Forming again at once may well break again, so it counts towards the pause between attempts.
+    may_repeat: bool = False
+
+
+#: Which founding document's failure is which: stale process (process, lease), communication timeout and
+#: failed all-reduce (collective, stuck), GPU out of memory (memory), GPU hardware failure (device).
+TREATMENTS = {
+    Cause.PROCESS: Treatment(lost=True),
+    Cause.LEASE: Treatment(lost=True),
+    Cause.COLLECTIVE: Treatment(strike=True, may_repeat=True),
+    Cause.STUCK: Treatment(strike=True, may_repeat=True),
+    Cause.DEVICE: Treatment(failed=True),
+    Cause.MEMORY: Treatment(strike=True, may_repeat=True),
+    Cause.ENGINE: Treatment(strike=True, may_repeat=True),
+    Cause.STREAM: Treatment(strike=True, may_repeat=True),
+    Cause.DRAIN: Treatment(),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """How many failures in a row, and before which moment nothing is tried again."""
+
+    failures: int
+    not_before_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """What a group without enough workers does."""
+
+    overdue: bool
+    reason: str
+
+
+class FailureRecoveryManager:
+    """Decides; it holds no state of its own."""
+
+    def __init__(self, config: OrchestratorConfig) -> None:
+        self._config = config
+
+    def treat(self, fault: Fault, culprit: WorkerRecord | None) -> WorkerRecord | None:
+        """The culprit's record after the fault. Lost ones are not changed here: the caller knows what else
+        ends.
+        """
+        if culprit is None:
+            return None
+        treatment = TREATMENTS[fault.cause]
+        if treatment.failed:
+            return replace(culprit, failed_reason=fault.reason)
+        if treatment.strike:
+            return replace(culprit, strikes=culprit.strikes + 1)
+        return culprit
+
+    def open(self, now_s: float, group: GroupRecord, fault: Fault, culprit: WorkerRecord | None) -> Recovery:
+        """The record of a recovery that begins now."""
+        return Recovery(
+            epoch=group.epoch,
+            cause=fault.cause,
+            culprit=None if culprit is None else _culprit(culprit, group),
+            reason=fault.reason,
+            seen_at_s=min(fault.seen_at_s, now_s),
+            detected_at_s=now_s,
+            members=group.members,
+        )
+
+    def blame(self, recovery: Recovery, cause: Cause, worker: WorkerRecord, reason: str) -> Recovery:
+        """Better evidence after the fact: a survivor's report is often ahead of the news that a process died.
+
+        The first death that becomes known while the group is not formed again explains the fault; a later one
+        is a second fault.
+        """
+        member = next((m for m in recovery.members if m.incarnation == worker.incarnation), None)
+        if member is None or recovery.cause in (Cause.PROCESS, Cause.LEASE, Cause.DEVICE):
+            return recovery
+        culprit = CulpritRecord(
+            worker_id=worker.worker_id,
+            rank=member.rank,
+            host=worker.host,
+            device=worker.device.name,
+            pid=worker.pid,
+        )
+        return replace(recovery, cause=cause, culprit=culprit, reason=reason)
+
+    def retry(self, now_s: float, group: GroupRecord, *, may_repeat: bool) -> Retry:
+        """The pause before the next attempt: none after the first failure, then doubling, never longer than
+        the limit.
+
+        A death is not counted: the next attempt has other members.
+        """
+        served_s = 0.0 if group.serving_since_s is None else now_s - group.serving_since_s
+        before = 0 if served_s >= self._config.stable_after_s else group.failures
+        if not may_repeat:
+            return Retry(failures=before, not_before_s=now_s)
+        failures = before + 1
+        # The exponent is bounded: 2.0**1100 is not a number any more.
+        pause_s = 0.0 if failures == 1 else self._config.backoff_s * 2.0 ** min(failures - 2, 32)
+        return Retry(failures=failures, not_before_s=now_s + min(pause_s, self._config.backoff_limit_s))
+
+    def missing(self, now_s: float, group: GroupRecord, shortage: str) -> Missing:
+        """A group that has not enough workers waits for a replacement.
+
+        Where the wait ends is the place to decide for a smaller group. That needs the ledger of the smaller
+        size and shards of it; until then the group goes on waiting, and says so.
+        """
+        since_s = now_s if group.vacant_since_s is None else group.vacant_since_s
+        if not group.recovering:
+            return Missing(overdue=False, reason=shortage)
+        wait_s = self._config.replacement_wait_s
+        if now_s - since_s < wait_s:
+            return Missing(overdue=False, reason=f"{shortage}; waits up to {wait_s:g} s")
+        return Missing(overdue=True, reason=f"{shortage}; none came within {wait_s:g} s")
+
+
+def _culprit(worker: WorkerRecord, group: GroupRecord) -> CulpritRecord:
+    rank = next((m.rank for m in group.members if m.worker_id == worker.worker_id), None)
+    return CulpritRecord(
+        worker_id=worker.worker_id, rank=rank, host=worker.host, device=worker.device.name, pid=worker.pid
+    )

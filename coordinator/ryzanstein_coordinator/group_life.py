@@ -1,0 +1,291 @@
+"""The life of a group as a pure machine: VACANT → LOADING → FORMING → SERVING, and through FENCING to the
+next epoch.
+
+One method per phase looks at the draft and takes the next step if its condition holds; `advance` calls them
+until nothing changes. What a fault means is decided in `failure_recovery`, who gets which rank in
+`placement`, what fits in `resource_allocator`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .config import OrchestratorConfig
+from .draft import Draft
+from .events import AnnounceLost, AnnounceReady, CommitEpoch, JoinGroup, LoadShard, RememberMembers
+from .failure_recovery import TREATMENTS, FailureRecoveryManager
+from .health_monitor import Fault
+from .placement import backend_of, place
+from .resource_allocator import ResourceAllocator
+from .state import Cause, EngineBounds, GroupRecord, Member, Phase, ShardKey, WorkerRecord
+
+
+class GroupLife:
+    """Moves groups through their phases."""
+
+    def __init__(
+        self, config: OrchestratorConfig, recovery: FailureRecoveryManager, allocator: ResourceAllocator
+    ) -> None:
+        self._config = config
+        self._recovery = recovery
+        self._allocator = allocator
+
+    def advance(self, draft: Draft, group_id: str) -> None:
+        """Takes every step whose condition holds now."""
+        steps = {
+            Phase.VACANT: self._vacant,
+            Phase.FENCING: self._fencing,
+            Phase.LOADING: self._loading,
+            Phase.FORMING: self._forming,
+            Phase.SERVING: self._serving,
+        }
+        while True:
+            before = draft.group(group_id)
+            steps[before.phase](draft, before)
+            if draft.group(group_id).phase is before.phase:
+                return
+
+    def break_up(self, draft: Draft, group_id: str, fault: Fault) -> None:
+        """Ends the epoch of a group that forms or serves."""
+        group = draft.group(group_id)
+        culprit = None if fault.culprit is None else draft.worker(fault.culprit)
+        treated = self._recovery.treat(fault, culprit)
+        if treated is not None:
+            draft.put_worker(treated)
+        recovery = group.recovery
+        if group.phase is Phase.SERVING:
+            recovery = self._recovery.open(draft.now_s, group, fault, culprit)
+        elif group.recovering and recovery is not None and culprit is not None and not culprit.alive:
+            recovery = self._recovery.blame(recovery, fault.cause, culprit, fault.reason)
+        retry = self._recovery.retry(draft.now_s, group, may_repeat=TREATMENTS[fault.cause].may_repeat)
+        draft.set_group(group_id, recovery=recovery, failures=retry.failures, not_before_s=retry.not_before_s)
+        self.next_epoch(draft, group_id, fault.reason)
+
+    def join_failed(self, draft: Draft, group_id: str, worker_id: str, own_fault: bool, reason: str) -> None:
+        """One rank could not join: all leave, and after a pause there is another attempt in a new epoch."""
+        group = draft.group(group_id)
+        if own_fault and (worker := draft.worker(worker_id)) is not None:
+            draft.set_worker(worker_id, strikes=worker.strikes + 1)
+        retry = self._recovery.retry(draft.now_s, group, may_repeat=True)
+        pause_s = retry.not_before_s - draft.now_s
+        text = f"{worker_id} could not join epoch {group.epoch}: {reason}"
+        if pause_s > 0:
+            text += f"; next attempt in {pause_s:.1f} s (failure {retry.failures} in a row)"
+        draft.set_group(group_id, failures=retry.failures, not_before_s=retry.not_before_s)
+        self.next_epoch(draft, group_id, text)
+
+    def next_epoch(self, draft: Draft, group_id: str, reason: str) -> None:
+        """Leaves the epoch that stands or forms, and takes the next number.
+
+        The number is announced (to workers, by Abort, and to people) only when it is durable. One is kept in
+        reserve while a group serves, so that a fault does not have to wait for the disk.
+        """
+        group = draft.group(group_id)
+        here = [m for m in group.members if draft.process(m.worker_id, m.incarnation) is not None]
+        joined = group.phase in (Phase.FORMING, Phase.SERVING)
+        for member in here:
+            draft.set_worker(member.worker_id, rank=None)
+        if group.phase is Phase.SERVING:
+            draft.act(AnnounceLost(group_id, group.epoch, reason))
+        draft.highest_epoch += 1
+        draft.set_group(
+            group_id,
+            phase=Phase.FENCING,
+            reason=reason,
+            committing=draft.highest_epoch,
+            members=(),
+            previous=tuple(m.worker_id for m in group.members) or group.previous,
+            fencing=frozenset(m.worker_id for m in here) if joined else frozenset(),
+            fence_deadline_s=draft.now_s + self._config.fence_timeout_s,
+            answered=frozenset(),
+            serving_since_s=None,
+            vacant_since_s=draft.now_s if group.vacant_since_s is None else group.vacant_since_s,
+        )
+        if draft.highest_epoch <= draft.committed_epoch:
+            self.announce(draft, group_id)
+        else:
+            draft.act(CommitEpoch(draft.highest_epoch))
+
+    def announce(self, draft: Draft, group_id: str) -> None:
+        """The epoch is durable: it is the group's, and the ranks of the last one are told to leave."""
+        group = draft.group(group_id)
+        epoch = group.committing
+        recovery = group.recovery
+        if recovery is not None and recovery.is_open:
+            recovery = replace(recovery, epoch=epoch)
+        draft.set_group(
+            group_id, epoch=epoch, epoch_used=False, committing=0, commit_failed=False, recovery=recovery
+        )
+        for worker_id in sorted(group.fencing):
+            if draft.worker(worker_id) is not None:
+                draft.set_worker(worker_id, fence_epoch=epoch)
+
+    def _fencing(self, draft: Draft, group: GroupRecord) -> None:
+        if group.committing:
+            if group.commit_failed and draft.now_s >= group.not_before_s:
+                draft.set_group(group.group_id, commit_failed=False)
+                draft.act(CommitEpoch(group.committing))
+            return
+        inside = [
+            worker_id
+            for worker_id in group.fencing
+            if (worker := draft.worker(worker_id)) is not None and worker.alive and worker.fence_epoch
+        ]
+        if inside and draft.now_s < group.fence_deadline_s:
+            return
+        recovery = group.recovery
+        if recovery is not None and recovery.is_open and recovery.fenced_at_s is None:
+            recovery = replace(recovery, fenced_at_s=draft.now_s)
+        draft.set_group(group.group_id, phase=Phase.VACANT, fencing=frozenset(), recovery=recovery)
+
+    def _vacant(self, draft: Draft, group: GroupRecord) -> None:
+        if draft.now_s < group.not_before_s:
+            return
+        candidates = [w for w in draft.workers if w.placeable and w.group in (None, group.group_id)]
+        placement = place(group.group_id, group.size, candidates, group.previous)
+        if not placement.members:
+            missing = self._recovery.missing(draft.now_s, group, placement.reason)
+            draft.set_group(group.group_id, reason=missing.reason, replacement_overdue=missing.overdue)
+            return
+        if returning := self._returning(draft, group, placement.members):
+            draft.set_group(group.group_id, reason=f"waiting for {', '.join(returning)} to come back")
+            return
+        workers = [_of(draft, member) for member in placement.members]
+        limits, refusal = self._limits(draft, group, workers)
+        if limits is None:
+            draft.set_group(group.group_id, reason=refusal)
+            return
+        if group.epoch_used or group.epoch == 0 or group.epoch < max(w.seen_epoch for w in workers):
+            self.next_epoch(draft, group.group_id, group.reason if group.recovering else placement.reason)
+            return
+        self._load(draft, group, placement.members, limits)
+
+    def _returning(self, draft: Draft, group: GroupRecord, members: tuple[Member, ...]) -> list[str]:
+        """Ranks of the last epoch of an earlier coordinator that may still register: they hold weights and
+        streams.
+        """
+        if group.epoch or not group.previous or group.vacant_since_s is None:
+            return []
+        if draft.now_s - group.vacant_since_s >= self._config.lease_ttl_s:
+            return []
+        here = {member.worker_id for member in members}
+        return [worker_id for worker_id in group.previous if worker_id not in here]
+
+    def _limits(
+        self, draft: Draft, group: GroupRecord, workers: list[WorkerRecord]
+    ) -> tuple[EngineBounds | None, str]:
+        """The bounds that the group had, if these workers can keep them, else new ones."""
+        shares = [self._allocator.share(worker, draft.workers) for worker in workers]
+        if group.limits is not None and self._allocator.holds(group.limits, group.size, shares):
+            return group.limits, ""
+        plan = self._allocator.plan(group.size, tuple(shares))
+        return plan.bounds, plan.refusal
+
+    def _load(
+        self, draft: Draft, group: GroupRecord, members: tuple[Member, ...], limits: EngineBounds
+    ) -> None:
+        epoch = group.epoch
+        for member in members:
+            key = ShardKey(member.rank, group.size, limits.max_model_len)
+            worker = _of(draft, member)
+            if worker.loading != key:
+                draft.act(LoadShard(group.group_id, epoch, member.worker_id, member.incarnation, key, limits))
+            draft.set_worker(
+                member.worker_id, group=group.group_id, rank=member.rank, loading=key, seen_epoch=epoch
+            )
+        draft.set_group(
+            group.group_id,
+            phase=Phase.LOADING,
+            reason=f"loading {group.size} shards",
+            epoch_used=True,
+            members=members,
+            answered=frozenset(),
+            limits=limits,
+            replacement_overdue=False,
+        )
+
+    def _loading(self, draft: Draft, group: GroupRecord) -> None:
+        workers = []
+        for member in group.members:
+            worker = draft.process(member.worker_id, member.incarnation)
+            if worker is None or not worker.usable:
+                why = "" if worker is None else worker.lost_reason or worker.failed_reason
+                self.next_epoch(
+                    draft,
+                    group.group_id,
+                    f"lost {member.worker_id} (rank {member.rank}) while loading: {why}",
+                )
+                return
+            workers.append(worker)
+        if group.answered != {member.worker_id for member in group.members}:
+            return
+        if not any(worker.shard is not None and worker.shard.has_checkpoint for worker in workers):
+            draft.set_group(
+                group.group_id,
+                reason="no worker can read the checkpoint: give one of them --model-dir",
+            )
+            return
+        assert group.limits is not None
+        backend = backend_of(workers)
+        draft.set_group(
+            group.group_id,
+            phase=Phase.FORMING,
+            reason=f"{group.size} ranks join epoch {group.epoch}",
+            answered=frozenset(),
+            backend=backend,
+        )
+        draft.act(JoinGroup(group.group_id, group.epoch, group.members, backend, group.limits))
+
+    def _forming(self, draft: Draft, group: GroupRecord) -> None:
+        if group.answered != {member.worker_id for member in group.members}:
+            return
+        recovery = group.recovery
+        if recovery is not None and recovery.is_open:
+            recovery = replace(recovery, reformed_at_s=draft.now_s)
+        draft.set_group(
+            group.group_id,
+            phase=Phase.SERVING,
+            reason=f"epoch {group.epoch} stands",
+            answered=frozenset(),
+            serving_since_s=draft.now_s,
+            vacant_since_s=None,
+            stream_breaks=0,
+            recovery=recovery,
+        )
+        for worker in draft.workers:  # whose rank another one has now
+            if worker.group == group.group_id and worker.rank is None:
+                draft.set_worker(worker.worker_id, group=None)
+        assert group.limits is not None
+        draft.act(AnnounceReady(group.group_id, group.epoch, group.members[0], group.limits))
+        draft.act(RememberMembers(group.group_id, group.epoch, group.members))
+        if draft.committed_epoch <= draft.highest_epoch:
+            draft.act(CommitEpoch(draft.highest_epoch + 1))  # in reserve for the next fault
+
+    def _serving(self, draft: Draft, group: GroupRecord) -> None:
+        members = [_of(draft, member) for member in group.members]
+        since_s = draft.now_s if group.serving_since_s is None else group.serving_since_s
+        if draft.now_s - since_s >= self._config.stable_after_s:
+            for worker in members:
+                draft.set_worker(worker.worker_id, strikes=0)
+            draft.set_group(group.group_id, failures=0)
+        leaving = next((worker for worker in members if worker.draining), None)
+        if leaving is not None and not draft.draining and self.successor(draft, group, leaving) is not None:
+            reason = f"{leaving.worker_id} (rank {leaving.rank}) is drained"
+            fault = Fault(cause=Cause.DRAIN, culprit=leaving.worker_id, reason=reason, seen_at_s=draft.now_s)
+            self.break_up(draft, group.group_id, fault)
+
+    def successor(self, draft: Draft, group: GroupRecord, leaving: WorkerRecord) -> WorkerRecord | None:
+        """A standby that can take the rank of a worker that is to leave."""
+        for worker in draft.workers:
+            if worker.placeable and worker.group is None and not worker.draining:
+                share = self._allocator.share(worker, draft.workers)
+                same_kind = worker.device.kind == leaving.device.kind
+                if same_kind and group.limits and self._allocator.holds(group.limits, group.size, [share]):
+                    return worker
+        return None
+
+
+def _of(draft: Draft, member: Member) -> WorkerRecord:
+    worker = draft.process(member.worker_id, member.incarnation)
+    assert worker is not None, f"{member.worker_id} is a member but not a worker"
+    return worker

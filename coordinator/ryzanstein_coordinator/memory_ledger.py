@@ -1,0 +1,107 @@
+"""What one rank needs of its device, byte by byte, from the model's configuration alone.
+
+With T = max_batched_tokens, R = max_num_seqs, N ranks, b bytes per element, hidden size H, intermediate size
+I, vocabulary V, head size d, and a rank's hq query and hkv key-value heads:
+
+    weights       every parameter of the rank, padding included
+    workspace     3·T·H·b          residual, normalised input and branch output
+                  + T·H·4          the norm's sum in float32
+                  + max(T·(2·hq + 4·hkv + hq)·d·b,  T·3·⌈I/N⌉·b)
+                                   the widest layer: q, k, v before and after the rotation and the attention's
+                                   output, or gate, up and their product
+                  + R·⌈V/N⌉·b + 2·R·N·⌈V/N⌉·4
+                                   the rank's logits, then all ranks' in float32, then those without padding
+    communicator  nothing for one rank; on CPUs 2·T·H·4 + R·⌈V/N⌉·4 of buffers; on GPUs what NCCL takes
+    runtime       what the process held before it loaded anything: measured when it registered
+    reserve       fragments and rounding of the allocator
+    kv_cache      whole blocks of 16 tokens: 2·layers·hkv·d·b bytes per token
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ryzanstein.model_plan import (
+    ModelConfig,
+    dtype_bytes,
+    kv_bytes_per_token,
+    kv_head_range,
+    weight_bytes_per_rank,
+)
+
+from .config import BLOCK_SIZE
+
+MIB = 1024**2
+GIB = 1024**3
+
+#: What a process with torch holds before it loads anything, where no worker has measured it yet.
+RUNTIME_BYTES = {"cpu": 256 * MIB, "cuda": 700 * MIB}
+#: Buffers of an NCCL communicator with the default number of channels.
+NCCL_BYTES = 256 * MIB
+RESERVE_SHARE = 0.03
+RESERVE_BYTES = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """Bytes of one rank, apart from the KV cache. Every rank of a group needs the same, but for `runtime`."""
+
+    weights: int
+    workspace: int
+    communicator: int
+    reserve: int
+    kv_per_token: int
+
+    @property
+    def fixed(self) -> int:
+        """All that must be there beside the runtime before the first KV block."""
+        return self.weights + self.workspace + self.communicator + self.reserve
+
+    @property
+    def kv_block(self) -> int:
+        return self.kv_per_token * BLOCK_SIZE
+
+
+def rank_needs(
+    model: ModelConfig, size: int, *, dtype: str, kind: str, max_batched_tokens: int, max_num_seqs: int
+) -> Needs:
+    """What one of `size` ranks needs on a device of `kind` ("cpu" or "cuda").
+
+    Raises ModelError if the model can't be split over `size` ranks.
+    """
+    weights = weight_bytes_per_rank(model, size, dtype)
+    workspace = _workspace_bytes(model, size, dtype, max_batched_tokens, max_num_seqs)
+    return Needs(
+        weights=weights,
+        workspace=workspace,
+        communicator=_communicator_bytes(model, size, kind, max_batched_tokens, max_num_seqs),
+        reserve=max(RESERVE_BYTES, int(RESERVE_SHARE * (weights + workspace))),
+        kv_per_token=kv_bytes_per_token(model, size, dtype),
+    )
+
+
+def _workspace_bytes(model: ModelConfig, size: int, dtype: str, tokens: int, rows: int) -> int:
+    element = dtype_bytes(dtype)
+    first, last = kv_head_range(model, 0, size)
+    query_heads, kv_heads = model.num_heads // size, last - first
+    attention = tokens * (3 * query_heads + 4 * kv_heads) * model.head_dim * element
+    mlp = tokens * 3 * -(-model.intermediate_size // size) * element
+    streams = tokens * model.hidden_size * (3 * element + 4)
+    vocabulary = -(-model.vocab_size // size)
+    logits = rows * vocabulary * element + 2 * rows * size * vocabulary * 4
+    return streams + max(attention, mlp) + logits
+
+
+def _communicator_bytes(model: ModelConfig, size: int, kind: str, tokens: int, rows: int) -> int:
+    if size == 1:
+        return 0
+    if kind != "cpu":
+        return NCCL_BYTES
+    return 2 * tokens * model.hidden_size * 4 + rows * -(-model.vocab_size // size) * 4
+
+
+def format_bytes(count: int) -> str:
+    """For people: "13.5 GiB", "512 MiB"."""
+    if count >= GIB:
+        return f"{count / GIB:.1f} GiB"
+    return f"{count / MIB:.0f} MiB" if count >= MIB else f"{count} B"

@@ -1,0 +1,141 @@
+"""Which worker gets which rank. Pure: the same workers are placed the same, in whatever order they came."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from .state import Member, ShardKey, WorkerRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Members in the order of their ranks, and why these; no members: why not."""
+
+    members: tuple[Member, ...]
+    reason: str
+
+
+def place(
+    group_id: str, size: int, candidates: Collection[WorkerRecord], previous: Sequence[str] = ()
+) -> Placement:
+    """Chooses `size` of the candidates and gives each a rank.
+
+    Args:
+        group_id: whose ranks they are.
+        size: ranks of the group.
+        candidates: workers that may be given a rank now; those of other groups are not among them.
+        previous: worker ids of the last epoch, by rank.
+
+    Who serves: first those that are not about to leave, then those with fewer strikes, then those that held a
+    rank of this group, then those that hold a shard of this size, then neighbours on one host. Which rank:
+    the one whose shard a worker holds, then the one that its id held before, then what is left, in the order
+    of hosts and ids.
+    """
+    kinds = Counter(worker.device.kind for worker in candidates)
+    if not kinds or max(kinds.values()) < size:
+        return Placement((), _too_few(size, candidates, previous))
+    incumbents = Counter(worker.device.kind for worker in candidates if worker.group == group_id)
+    # One kind of device per group. The group's own kind first, GPUs before CPUs.
+    kind = max(
+        (kind for kind in kinds if kinds[kind] >= size),
+        key=lambda kind: (incumbents[kind], kind != "cpu", kind),
+    )
+    pool = [worker for worker in candidates if worker.device.kind == kind]
+    chosen = _choose(group_id, size, pool, previous)
+    ranks = _assign(size, chosen, previous)
+    members = tuple(Member(rank, ranks[rank].worker_id, ranks[rank].incarnation) for rank in range(size))
+    return Placement(members, f"{size} of {len(candidates)} workers placed")
+
+
+def likely_rank(size: int, spares: Collection[ShardKey]) -> int:
+    """The rank whose shard a spare should load: the one that the fewest other spares hold, the lowest of
+    those.
+    """
+    held = Counter(key.rank for key in spares if key.size == size)
+    return min(range(size), key=lambda rank: (held[rank], rank))
+
+
+def backend_of(workers: Sequence[WorkerRecord]) -> str:
+    """What the members of a group should communicate by: "shared_memory", "gloo" or "nccl"."""
+    kinds = {worker.device.kind for worker in workers}
+    hosts = {worker.host_id for worker in workers}
+    if kinds == {"cpu"}:
+        return "shared_memory" if len(hosts) == 1 else "gloo"
+    devices = {(worker.host_id, worker.device.name) for worker in workers}
+    # NCCL refuses two ranks on one GPU.
+    return "nccl" if len(devices) == len(workers) else "gloo"
+
+
+def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Sorts "worker-10" behind "worker-2"."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text))
+
+
+def _choose(
+    group_id: str, size: int, pool: list[WorkerRecord], previous: Sequence[str]
+) -> list[WorkerRecord]:
+    chosen: list[WorkerRecord] = []
+    rest = list(pool)
+    while len(chosen) < size:
+        # Hosts of those already chosen, then hosts with most candidates: a group stays together where it can.
+        near = Counter(worker.host_id for worker in chosen)
+        crowd = Counter(worker.host_id for worker in rest)
+        best = min(
+            rest,
+            key=lambda worker: (
+                worker.draining,
+                worker.strikes,
+                worker.group != group_id,
+                worker.worker_id not in previous,
+                worker.shard is None or worker.shard.key.size != size,
+                -near[worker.host_id],
+                -min(crowd[worker.host_id], size - len(chosen)),
+                worker.host_id,
+                natural_key(worker.device.name),
+                natural_key(worker.worker_id),
+            ),
+        )
+        chosen.append(best)
+        rest.remove(best)
+    return chosen
+
+
+def _assign(size: int, chosen: list[WorkerRecord], previous: Sequence[str]) -> dict[int, WorkerRecord]:
+    ranks: dict[int, WorkerRecord] = {}
+    left: list[WorkerRecord] = []
+    for worker in chosen:
+        key = worker.loading or (worker.shard.key if worker.shard is not None else None)
+        if key is not None and key.size == size and key.rank not in ranks:
+            ranks[key.rank] = worker
+        else:
+            left.append(worker)
+    for worker in list(left):
+        if worker.worker_id in previous:
+            rank = previous.index(worker.worker_id)
+            if rank < size and rank not in ranks:
+                ranks[rank] = worker
+                left.remove(worker)
+    left.sort(
+        key=lambda worker: (worker.host_id, natural_key(worker.device.name), natural_key(worker.worker_id))
+    )
+    free = [rank for rank in range(size) if rank not in ranks]
+    ranks.update(zip(free, left, strict=True))
+    return ranks
+
+
+def _too_few(size: int, candidates: Collection[WorkerRecord], previous: Sequence[str]) -> str:
+    here = {worker.worker_id for worker in candidates}
+    missing = [
+        f"rank {rank} ({worker_id})"
+        for rank, worker_id in enumerate(previous)
+        if worker_id and worker_id not in here
+    ]
+    count = f"{len(candidates)} of {size} workers are ready"
+    return (
+        f"waiting for a replacement of {', '.join(missing)}: {count}"
+        if missing
+        else f"waiting for workers: {count}"
+    )

@@ -1,0 +1,105 @@
+"""Who may join the cluster. Pure: the request and what is known, to a record or a refusal with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import grpc
+from ryzanstein import NUMERICS_VERSION, WIRE_VERSION
+from ryzanstein.v1 import cluster_pb2
+from ryzanstein.wire import StatusError, invalid_argument
+
+from .state import ClusterState, DeviceRecord, WorkerRecord
+
+_DEVICE_KINDS = ("cpu", "cuda")
+_MAX_NAME = 128
+#: How many earlier processes of one id are remembered, so that a second live one with its id is found out.
+_REPLACED_LIMIT = 8
+
+
+def examine(now_s: float, state: ClusterState, request: cluster_pb2.RegisterRequest) -> WorkerRecord:
+    """The record of the worker as it begins anew or comes back.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for a request that makes no sense; FAILED_PRECONDITION for a worker that
+            can never serve here: other versions, or an id that another process has taken over.
+    """
+    _check_fields(request)
+    _check_versions(request)
+    known = state.workers.get(request.worker_id)
+    if known is not None and request.incarnation in known.replaced:
+        raise _refused(
+            f"worker id {request.worker_id!r} was taken over by the process {known.pid} on {known.host}; "
+            "give every worker its own --worker-id"
+        )
+    device = request.device
+    record = WorkerRecord(
+        worker_id=request.worker_id,
+        incarnation=request.incarnation,
+        registered_at_s=now_s,
+        host=request.host,
+        host_id=request.host_id or request.host,
+        pid=request.pid,
+        address=request.address,
+        device=DeviceRecord(
+            name=device.name,
+            kind=device.kind,
+            model=device.model,
+            total_bytes=device.total_bytes,
+            free_bytes=device.free_bytes,
+            baseline_bytes=device.baseline_bytes,
+        ),
+        release=request.versions.release,
+        cpu_threads=request.cpu_threads,
+        seen_epoch=request.highest_epoch,
+    )
+    if known is None:
+        return record
+    if known.incarnation != request.incarnation:
+        return replace(record, replaced=(*known.replaced, known.incarnation)[-_REPLACED_LIMIT:])
+    # The same process lost its stream: what it holds and where it belongs is still true.
+    return replace(
+        known,
+        registered_at_s=now_s,
+        address=record.address,
+        seen_epoch=max(known.seen_epoch, record.seen_epoch),
+        stream=0 if known.lost_reason else known.stream,
+        lost_reason="",
+        suspect=False,
+    )
+
+
+def _check_fields(request: cluster_pb2.RegisterRequest) -> None:
+    for name in ("worker_id", "incarnation"):
+        text = getattr(request, name)
+        if not 1 <= len(text) <= _MAX_NAME or not text.isprintable() or not text.isascii():
+            raise invalid_argument(f"Register: {name} must be 1 to {_MAX_NAME} printable ASCII characters")
+    host, _, port = request.address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise invalid_argument(
+            f"Register: address {request.address!r} of {request.worker_id} is not HOST:PORT of its own server"
+        )
+    if request.device.kind not in _DEVICE_KINDS:
+        raise invalid_argument(
+            f"Register: device kind {request.device.kind!r} of {request.worker_id} is not one of "
+            f"{', '.join(_DEVICE_KINDS)}"
+        )
+    if request.device.total_bytes == 0:
+        raise invalid_argument(f"Register: device {request.device.name} of {request.worker_id} has no memory")
+
+
+def _check_versions(request: cluster_pb2.RegisterRequest) -> None:
+    for name, theirs, ours in (
+        ("wire", request.versions.wire, WIRE_VERSION),
+        ("numerics", request.versions.numerics, NUMERICS_VERSION),
+    ):
+        if theirs != ours:
+            raise _refused(
+                f"{request.worker_id} (release {request.versions.release or 'unknown'}) has {name} version "
+                f"{theirs}, this coordinator has {ours}: install releases whose {name} versions agree"
+            )
+
+
+def _refused(message: str) -> StatusError:
+    """Trying again can't help: the worker's process ends with this message."""
+    return StatusError(grpc.StatusCode.FAILED_PRECONDITION, message)

@@ -1,0 +1,168 @@
+"""The life of a worker outside its group: it comes, is heard of, is fenced, loads a likely shard, leaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .config import OrchestratorConfig
+from .draft import Draft
+from .events import AbortWorker, Beat, DrainProcess, DropWorker, LoadShard, Registered, StreamOpened
+from .health_monitor import HealthMonitor
+from .placement import likely_rank
+from .resource_allocator import ResourceAllocator
+from .state import Phase, ShardKey, WorkerRecord
+
+#: Between two attempts to fence a worker, or to load a shard again, in seconds.
+RETRY_S = 0.25
+#: A worker that fails to load so often, in a row, is not asked again.
+MAX_LOAD_STRIKES = 3
+
+
+class WorkerLife:
+    """Moves workers, apart from what their groups do with them."""
+
+    def __init__(
+        self, config: OrchestratorConfig, monitor: HealthMonitor, allocator: ResourceAllocator
+    ) -> None:
+        self._config = config
+        self._monitor = monitor
+        self._allocator = allocator
+
+    def registered(self, draft: Draft, event: Registered) -> None:
+        """Takes the record in. The caller has dealt with an earlier process of this id."""
+        draft.put_worker(event.worker)
+        draft.highest_epoch = max(draft.highest_epoch, event.highest_epoch)
+
+    def stream_opened(self, draft: Draft, event: StreamOpened) -> None:
+        if (worker := draft.process(event.worker_id, event.incarnation)) is not None and worker.alive:
+            draft.set_worker(worker.worker_id, stream=event.stream)
+
+    def beat(self, draft: Draft, event: Beat) -> None:
+        """Takes the report in. Only what a person would call a change touches anything but the telemetry."""
+        worker = draft.process(event.worker_id, event.incarnation)
+        if worker is None or not worker.alive:
+            return
+        before, report = draft.telemetry(worker.worker_id), event.telemetry
+        draft.put_telemetry(worker.worker_id, report)
+        if (
+            before is None
+            or before.phase != report.phase
+            or int(before.load_progress * 100) != int(report.load_progress * 100)
+        ):
+            draft.visible()
+        if worker.suspect:
+            worker = draft.set_worker(worker.worker_id, suspect=False)
+        if report.leaving and not worker.draining:
+            worker = draft.set_worker(worker.worker_id, draining=True)
+        if report.epoch and worker.rank is None and not worker.fence_epoch and worker.usable:
+            group = draft.find_group(worker.group)
+            if group is None or worker.worker_id not in group.fencing:  # else it will be told in a moment
+                # It is in an epoch that it has no place in: a restarted coordinator's, or an old one's.
+                draft.highest_epoch = max(draft.highest_epoch, report.epoch)
+                draft.set_worker(worker.worker_id, fence_epoch=max(report.epoch, worker.seen_epoch))
+
+    def fenced(self, draft: Draft, worker: WorkerRecord, epoch: int) -> None:
+        """It has left. Its next heartbeat says so too, but that may be a moment away."""
+        report = draft.telemetry(worker.worker_id)
+        if report is not None and report.epoch:
+            draft.put_telemetry(worker.worker_id, replace(report, epoch=0, fault=None))
+        behind = worker.fence_epoch > epoch
+        draft.set_worker(
+            worker.worker_id,
+            fencing=False,
+            fence_epoch=worker.fence_epoch if behind else 0,
+            seen_epoch=max(worker.seen_epoch, epoch),
+        )
+
+    def fence_failed(self, draft: Draft, worker: WorkerRecord) -> None:
+        draft.set_worker(worker.worker_id, fencing=False, fence_not_before_s=draft.now_s + RETRY_S)
+
+    def load_failed(self, draft: Draft, worker: WorkerRecord, *, permanent: bool, reason: str) -> None:
+        """A worker that can't load is not asked again; one that may, after a pause."""
+        strikes = worker.strikes + 1
+        failed = permanent or strikes >= MAX_LOAD_STRIKES
+        draft.set_worker(
+            worker.worker_id,
+            loading=None,
+            strikes=strikes,
+            failed_reason=reason if failed else "",
+            load_not_before_s=draft.now_s + RETRY_S * 2.0**strikes,
+        )
+
+    def tick(self, draft: Draft) -> list[str]:
+        """Marks suspects, forgets the long lost, and returns the ids of workers whose lease has expired."""
+        expired = []
+        for worker in draft.workers:
+            if not worker.alive:
+                if draft.now_s - worker.lost_at_s > self._config.forget_lost_after_s:
+                    draft.remove_worker(worker.worker_id)
+                continue
+            report = draft.telemetry(worker.worker_id)
+            lease = self._monitor.lease(draft.now_s, worker, report, draft.lease_floor_s)
+            if lease.expired:
+                expired.append(worker.worker_id)
+            elif lease.suspect and not worker.suspect:
+                draft.set_worker(worker.worker_id, suspect=True)
+        return expired
+
+    def lose(self, draft: Draft, worker: WorkerRecord, reason: str) -> WorkerRecord:
+        """Its process is taken to be gone. If it is not, it has to be fenced when it comes back."""
+        draft.act(DropWorker(worker.worker_id, worker.incarnation))
+        return draft.set_worker(
+            worker.worker_id,
+            lost_reason=reason,
+            lost_at_s=draft.now_s,
+            suspect=False,
+            loading=None,
+            fencing=False,
+            group=None,
+            stream=0,
+        )
+
+    def settle(self, draft: Draft) -> None:
+        """Starts the calls that workers wait for, after their groups have decided."""
+        for worker in draft.workers:
+            if not worker.alive:
+                continue
+            if worker.fence_epoch and not worker.fencing and draft.now_s >= worker.fence_not_before_s:
+                group = worker.group or ""
+                reason = f"epoch {worker.fence_epoch} begins"
+                draft.act(
+                    AbortWorker(group, worker.fence_epoch, worker.worker_id, worker.incarnation, reason)
+                )
+                draft.set_worker(worker.worker_id, fencing=True, seen_epoch=worker.fence_epoch)
+            elif worker.draining and worker.group is None and worker.stream and not worker.leaving:
+                draft.act(DrainProcess(worker.worker_id, worker.incarnation, "drained"))
+                draft.set_worker(worker.worker_id, leaving=True)
+        self._preload(draft)
+
+    def _preload(self, draft: Draft) -> None:
+        """Lets standbys load the shard of the rank that they would most likely be given."""
+        group = next(
+            (g for g in draft.groups if g.limits and g.members and g.phase is not Phase.VACANT), None
+        )
+        if group is None or group.limits is None:
+            return
+        spares = [worker for worker in draft.workers if worker.placeable and worker.group is None]
+        held = [key for worker in spares if (key := _key_of(worker)) is not None]
+        for worker in spares:
+            key = _key_of(worker)
+            if key is not None and (key.size, key.max_model_len) == (group.size, group.limits.max_model_len):
+                continue
+            if worker.draining or worker.loading is not None or draft.now_s < worker.load_not_before_s:
+                continue
+            share = self._allocator.share(worker, draft.workers)
+            if not self._allocator.holds(group.limits, group.size, [share]):
+                continue
+            wanted = ShardKey(likely_rank(group.size, held), group.size, group.limits.max_model_len)
+            epoch = max(draft.announced_epoch, worker.seen_epoch)
+            held.append(wanted)
+            draft.act(
+                LoadShard(group.group_id, epoch, worker.worker_id, worker.incarnation, wanted, group.limits)
+            )
+            draft.set_worker(worker.worker_id, loading=wanted, seen_epoch=epoch)
+
+
+def _key_of(worker: WorkerRecord) -> ShardKey | None:
+    """The shard that it loads or holds."""
+    return worker.loading or (worker.shard.key if worker.shard is not None else None)
