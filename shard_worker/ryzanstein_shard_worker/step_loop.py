@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ryzanstein.v1 import sampling_pb2, shard_worker_pb2
 
-from .communication import CommunicationHandler, StepChannel
+from .communication import CommunicationProfiler, StepChannel
 from .inbox import Inbox
 from .sampling import Sampled, sample
 from .scheduler import Batch, Scheduler
@@ -55,7 +55,7 @@ class StepLoop:
     """What both loops share."""
 
     epoch: int
-    handler: CommunicationHandler
+    handler: CommunicationProfiler
     channel: StepChannel
     scheduler: Scheduler
     runner: RunsBatches
@@ -83,6 +83,7 @@ def lead(loop: StepLoop, inbox: Inbox, publish: Publish, *, keep_alive_s: float)
         busy = bool(sampled) or loop.scheduler.has_work
         arrived = inbox.take(0.0 if busy else keep_alive_s)
         started_at = time.monotonic()
+        loop.handler.step_started()
         step += 1
         plan = shard_worker_pb2.StepPlan(
             epoch=loop.epoch,
@@ -105,6 +106,7 @@ def lead(loop: StepLoop, inbox: Inbox, publish: Publish, *, keep_alive_s: float)
         batch, logits = loop.compute(plan)
         sampled = [] if logits is None else sample(logits, batch.sampling)
         now = time.monotonic()
+        loop.handler.step_finished()
         loop.progress.finished(step, started_at, now)
         if batch.slices or batch.dropped or arrived:
             publish(_response(loop, step, batch, sampled, now - started_at))
@@ -125,6 +127,7 @@ def follow(loop: StepLoop, *, timeout_s: float) -> None:
     while True:
         plan.ParseFromString(loop.channel.receive(timeout_s))
         started_at = time.monotonic()
+        loop.handler.step_started()
         step += 1
         if (plan.epoch, plan.step) != (loop.epoch, step):
             raise DivergedError(
@@ -135,6 +138,7 @@ def follow(loop: StepLoop, *, timeout_s: float) -> None:
         if plan.stop:
             return
         loop.compute(plan)
+        loop.handler.step_finished()
         loop.progress.finished(step, started_at, time.monotonic())
 
 

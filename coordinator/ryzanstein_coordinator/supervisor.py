@@ -1,0 +1,180 @@
+"""The parent of `ryzanstein serve`: one coordinator and its local workers, each started again when it dies.
+
+It holds no state of the cluster: any child may be killed, and the parent only starts it again with the same name.
+When the parent itself is killed, the kernel ends its children.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+#: Exit code of a program whose flags or configuration can't work: starting it again can't help.
+EXIT_USAGE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """When a child that ended is started again."""
+
+    #: A child that lived longer than this starts again at once.
+    healthy_after_s: float = 10.0
+    first_delay_s: float = 0.1
+    longest_delay_s: float = 5.0
+
+    def delay_s(self, lived_s: float, failures: int) -> float:
+        """Seconds to wait, after `failures` short lives in a row (this one not counted)."""
+        if lived_s >= self.healthy_after_s or failures == 0:
+            return 0.0
+        return float(min(self.longest_delay_s, self.first_delay_s * 2 ** (failures - 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A program to keep alive."""
+
+    name: str
+    #: Called before every start: a restarted coordinator keeps the port that the first one got.
+    arguments: Callable[[], list[str]]
+    #: Environment in addition to the parent's.
+    environment: dict[str, str]
+
+
+class Supervisor:
+    """Starts children, restarts those that die, and ends all of them."""
+
+    def __init__(self, policy: RestartPolicy | None = None) -> None:
+        self._policy = policy or RestartPolicy()
+        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._stopping: set[str] = set()
+
+    async def keep(self, child: Child, *, on_start: Callable[[int], Awaitable[None]] | None = None) -> int:
+        """Runs the child until `stop` names it or it says that its configuration can't work.
+
+        Args:
+            on_start: awaited with a file descriptor on which the child may announce itself, after every start.
+
+        Returns:
+            The child's last exit code; negative for a signal.
+        """
+        failures = 0
+        while True:
+            started_at = time.monotonic()
+            code = await self._run_once(child, on_start)
+            lived_s = time.monotonic() - started_at
+            if child.name in self._stopping or code == EXIT_USAGE:
+                return code
+            delay_s = self._policy.delay_s(lived_s, failures)
+            failures = 0 if lived_s >= self._policy.healthy_after_s else failures + 1
+            log.warning("child_ended", child=child.name, exit=_describe(code), starts_again_in_s=delay_s)
+            await asyncio.sleep(delay_s)
+            if child.name in self._stopping:
+                return code
+
+    async def stop(self, name: str, timeout_s: float) -> None:
+        """SIGTERM, and SIGKILL when the child has not ended within `timeout_s`."""
+        self._stopping.add(name)
+        process = self._processes.get(name)
+        if process is None or process.returncode is not None:
+            return
+        _signal(process, signal.SIGTERM)
+        try:
+            await asyncio.wait_for(process.wait(), timeout_s)
+        except TimeoutError:
+            log.warning("child_killed", child=name, after_s=timeout_s)
+            _signal(process, signal.SIGKILL)
+            await process.wait()
+
+    def kill_all(self) -> None:
+        """SIGKILL to every child; none is started again."""
+        for name, process in self._processes.items():
+            self._stopping.add(name)
+            if process.returncode is None:
+                _signal(process, signal.SIGKILL)
+
+    async def _run_once(self, child: Child, on_start: Callable[[int], Awaitable[None]] | None) -> int:
+        reader, writer = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *child.arguments(),
+                stdin=asyncio.subprocess.DEVNULL,
+                env={**os.environ, **child.environment, ANNOUNCE_FD: str(writer)},
+                pass_fds=(writer,),
+                # Ctrl-C goes to the parent alone, which then drains in order.
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        finally:
+            os.close(writer)
+        self._processes[child.name] = process
+        log.info("child_started", child=child.name, pid=process.pid)
+        if child.name in self._stopping:  # told to stop while it was being started
+            _signal(process, signal.SIGKILL)
+        announced = asyncio.ensure_future(on_start(reader)) if on_start else None
+        try:
+            return await process.wait()
+        finally:
+            if announced is not None:
+                announced.cancel()
+                await asyncio.gather(announced, return_exceptions=True)
+            os.close(reader)
+
+
+#: Environment variable with the number of the file descriptor on which a child announces where it listens.
+ANNOUNCE_FD = "RYZANSTEIN_ANNOUNCE_FD"
+
+
+async def read_announcement(reader: int) -> str:
+    """The one line that a child announces; empty if it ended before."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    line = b""
+    while not line.endswith(b"\n"):
+        ready = loop.create_future()
+        loop.add_reader(reader, lambda future=ready: future.done() or future.set_result(None))
+        try:
+            await ready
+        finally:
+            loop.remove_reader(reader)
+        chunk = os.read(reader, 4096)
+        if not chunk:
+            break
+        line += chunk
+    return line.decode().strip()
+
+
+def announce(line: str) -> None:
+    """Tells the parent, if there is one that listens."""
+    number = os.environ.pop(ANNOUNCE_FD, "")
+    if number:
+        with os.fdopen(int(number), "w") as pipe:
+            pipe.write(line + "\n")
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except ProcessLookupError:
+        pass  # it has just ended by itself
+
+
+def _describe(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"

@@ -1,0 +1,109 @@
+"""What a device is and how much of its memory is used."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from ryzanstein.v1 import cluster_pb2
+
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+class DeviceError(Exception):
+    """The device can't be used; the message says why and what there is instead."""
+
+    exit_code = 2
+
+
+def describe(device: torch.device) -> cluster_pb2.Device:
+    """The device as the coordinator plans with it.
+
+    Raises:
+        DeviceError: there is no such device.
+    """
+    if device.type == "cuda":
+        return _describe_cuda(device)
+    total = _host_total_bytes()
+    return cluster_pb2.Device(
+        name="cpu",
+        kind="cpu",
+        model=_processor_name(),
+        total_bytes=total,
+        free_bytes=min(total, _meminfo_bytes("MemAvailable")),
+        baseline_bytes=used_bytes(device),
+    )
+
+
+def used_bytes(device: torch.device) -> int:
+    """CPU: resident memory of this process. CUDA: what this process reserved on the device."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The highest that `used_bytes` has been."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return used_bytes(device)
+
+
+def host_id() -> str:
+    """Equal for processes that can share memory and see each other: the kernel's boot and the namespaces they are in."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    namespaces = [str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("pid", "net")]
+    return "/".join([boot, *namespaces])
+
+
+def _describe_cuda(device: torch.device) -> cluster_pb2.Device:
+    if not torch.cuda.is_available():
+        raise DeviceError(f"--device {device}: torch {torch.__version__} finds no CUDA here; use --device cpu")
+    count = torch.cuda.device_count()
+    if device.index is None or device.index >= count:
+        raise DeviceError(f"--device {device}: this machine has cuda:0 to cuda:{count - 1}")
+    free, total = torch.cuda.mem_get_info(device)
+    return cluster_pb2.Device(
+        name=str(device),
+        kind="cuda",
+        model=torch.cuda.get_device_name(device),
+        total_bytes=total,
+        free_bytes=free,
+        baseline_bytes=total - free,
+    )
+
+
+def _host_total_bytes() -> int:
+    """Memory of the host, or of the cgroup if that is less."""
+    total = _meminfo_bytes("MemTotal")
+    for path in _CGROUP_LIMITS:
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            total = min(total, int(text))
+    return total
+
+
+def _meminfo_bytes(key: str) -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    raise DeviceError(f"/proc/meminfo has no {key}")
+
+
+def _processor_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.machine()

@@ -1,0 +1,152 @@
+"""`ryzanstein shard-worker`: one process for one GPU, or for one share of the processors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ryzanstein.logs import configure_logging
+from ryzanstein.program import EXIT_FAILED, ConfigFile
+
+from .checkpoint.command import register_shard_command
+
+if TYPE_CHECKING:  # torch is imported by the commands, not by `ryzanstein --help`
+    from .config import DistributedConfig
+
+
+def commands(app: typer.Typer) -> None:
+    """Adds this package's subcommands to the one script."""
+    app.command("shard-worker")(shard_worker)
+    register_shard_command(app)
+
+
+def shard_worker(
+    coordinator: Annotated[str, typer.Option(help="HOST:PORT of the coordinator")] = "127.0.0.1:50051",
+    device: Annotated[str, typer.Option(help="cpu or cuda:N; auto takes cuda:0 if there is one")] = "auto",
+    worker_id: Annotated[
+        str, typer.Option(help="name in the cluster, the same over restarts; default HOST:DEVICE")
+    ] = "",
+    host: Annotated[str, typer.Option(help="address to listen on, reachable by the coordinator")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 picks a free one")] = 0,
+    model_dir: Annotated[
+        Path | None, typer.Option(help="this machine's copy of the model; default: the coordinator's path")
+    ] = None,
+    cpu_threads: Annotated[int, typer.Option(help="threads of one step on a CPU; 0: one for each processor")] = 0,
+    insecure: Annotated[bool, typer.Option(help="listen on an address that other machines reach")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Serve one shard of the model: register with the coordinator and wait for its orders."""
+    from .config import DistributedConfig, default_worker_id
+
+    configure_logging()
+    device = _choose_device(device)
+    asyncio.run(
+        run(
+            DistributedConfig(
+                coordinator=coordinator,
+                device=device,
+                worker_id=worker_id or default_worker_id(device),
+                host=host,
+                port=port,
+                model_dir=model_dir,
+                cpu_threads=cpu_threads or len(os.sched_getaffinity(0)),
+                insecure=insecure,
+            )
+        )
+    )
+
+
+class WorkerError(Exception):
+    """The worker can't go on; the message is one line for the operator."""
+
+    exit_code = EXIT_FAILED
+
+
+async def run(config: DistributedConfig) -> None:
+    """The life of the process: listens, registers, serves until SIGTERM, Ctrl-C or a Drain.
+
+    Raises:
+        WorkerError: the port is taken, or the coordinator refuses this worker.
+        DeviceError: there is no such device.
+    """
+    import grpc
+    import structlog
+
+    from ryzanstein.v1 import shard_worker_pb2_grpc
+    from ryzanstein.wire import SERVER_OPTIONS, StatusInterceptor
+
+    from .engine import Engine
+    from .membership import Membership, RefusedError
+    from .process_groups import ProcessGroupManager
+    from .service import ShardWorkerServicer
+
+    log = structlog.get_logger(__name__)
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def changed() -> None:
+        servicer.group_changed()
+        membership.changed()
+
+    engine = Engine(
+        config,
+        ProcessGroupManager(config.coordinator, host=config.host),
+        publish=lambda response: _call(loop, servicer.publish, response),
+        on_change=lambda: _call(loop, changed),
+    )
+    membership = Membership(config, engine)
+
+    def begin_drain(reason: str) -> None:
+        log.info("draining", reason=reason)
+        membership.drain()
+        stop.set()
+
+    servicer = ShardWorkerServicer(engine, on_drain=begin_drain)
+    server = grpc.aio.server(
+        interceptors=[StatusInterceptor(lambda method, error: log.error("internal", method=method, exc_info=error))],
+        options=SERVER_OPTIONS,
+    )
+    shard_worker_pb2_grpc.add_ShardWorkerServiceServicer_to_server(servicer, server)
+    try:
+        port = server.add_insecure_port(f"{config.host}:{config.port}")
+    except RuntimeError as error:
+        raise WorkerError(f"can't listen on {config.host}:{config.port}: {error}; choose another --port") from None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, begin_drain, signal.Signals(number).name)
+    engine.start()
+    await server.start()
+    registration = asyncio.create_task(membership.run(f"{config.host}:{port}"))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({registration, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if registration.done():
+            registration.result()
+    except RefusedError as error:
+        raise WorkerError(f"the coordinator at {config.coordinator} refused this worker: {error}") from None
+    finally:
+        registration.cancel()
+        stopping.cancel()
+        await asyncio.gather(registration, stopping, return_exceptions=True)
+        await asyncio.to_thread(engine.close)
+        await server.stop(grace=0.5)
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: object) -> None:
+    """Hands a call from the engine thread to the loop; after the loop's end there is nobody to tell."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *arguments)
+
+
+def _choose_device(device: str) -> str:
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"

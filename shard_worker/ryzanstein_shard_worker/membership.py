@@ -1,0 +1,145 @@
+"""The worker's side of the control plane: it registers, proves that it lives, and comes back when cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+import platform
+import socket
+import uuid
+from collections.abc import AsyncIterator
+
+import grpc
+import structlog
+import torch
+
+from ryzanstein import NUMERICS_VERSION, WIRE_VERSION
+from ryzanstein.v1 import cluster_pb2, cluster_pb2_grpc
+from ryzanstein.wire import CHANNEL_OPTIONS
+
+from .config import DistributedConfig
+from .device import describe, host_id, peak_bytes, used_bytes
+from .engine import Engine
+
+log = structlog.get_logger(__name__)
+
+
+class RefusedError(Exception):
+    """The coordinator will never take this worker as it is; the message is the coordinator's reason."""
+
+
+class Membership:
+    """Keeps one worker registered. `run()` goes on until it is cancelled or the coordinator refuses the worker."""
+
+    def __init__(self, config: DistributedConfig, engine: Engine) -> None:
+        self._config = config
+        self._engine = engine
+        self._device = torch.device(config.device)
+        self._incarnation = uuid.uuid4().hex
+        self._changed = asyncio.Event()
+        self._draining = False
+        self.highest_epoch = 0
+
+    def changed(self) -> None:
+        """Something happened that the coordinator should know now, not at the next beat. Call in the loop's thread."""
+        self._changed.set()
+
+    def drain(self) -> None:
+        """Tells the coordinator that this worker is about to leave."""
+        self._draining = True
+        self.changed()
+
+    async def run(self, address: str) -> None:
+        """Registers `address` (of this worker's own server) and beats; after a loss it registers again.
+
+        Raises:
+            RefusedError: versions, identity or checkpoint don't fit.
+        """
+        registration = self._registration(address)
+        attempt = 0
+        while True:
+            try:
+                async with grpc.aio.insecure_channel(self._config.coordinator, options=CHANNEL_OPTIONS) as channel:
+                    stub = cluster_pb2_grpc.ClusterServiceStub(channel)
+                    registration.highest_epoch = self.highest_epoch
+                    reply = await stub.Register(registration, timeout=5.0)
+                    log.info("registered", coordinator=self._config.coordinator, worker=self._config.worker_id)
+                    attempt = 0
+                    await self._beat(stub, reply.heartbeat_interval_s)
+            except grpc.aio.AioRpcError as error:
+                if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT):
+                    raise RefusedError(error.details() or "the coordinator refused this worker") from None
+                if attempt == 0:  # on change, not on every try
+                    log.warning(
+                        "coordinator_away", coordinator=self._config.coordinator, status=error.code().name.lower()
+                    )
+            attempt += 1
+            await asyncio.sleep(min(0.05 * 2 ** min(attempt, 5), 1.0))
+
+    async def _beat(self, stub: cluster_pb2_grpc.ClusterServiceAsyncStub, interval_s: float) -> None:
+        """One heartbeat stream, until either side ends it."""
+        async for reply in stub.Heartbeat(self._heartbeats(interval_s)):
+            self.highest_epoch = max(self.highest_epoch, reply.epoch)
+
+    async def _heartbeats(self, interval_s: float) -> AsyncIterator[cluster_pb2.HeartbeatRequest]:
+        sequence = 0
+        while True:
+            sequence += 1
+            self._changed.clear()
+            yield self._heartbeat(sequence)
+            try:
+                async with asyncio.timeout(interval_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    def _heartbeat(self, sequence: int) -> cluster_pb2.HeartbeatRequest:
+        status = self._engine.status
+        beat = cluster_pb2.HeartbeatRequest(
+            worker_id=self._config.worker_id,
+            incarnation=self._incarnation,
+            sequence=sequence,
+            epoch=status.epoch,
+            state=cluster_pb2.WORKER_STATE_DRAINING if self._draining else status.state,
+            phase=status.phase,
+            load_progress=status.load_progress,
+            fault=status.fault,
+            memory=cluster_pb2.MemoryUse(
+                weights_bytes=status.weights_bytes,
+                kv_cache_bytes=status.kv_cache_bytes,
+                used_bytes=used_bytes(self._device),
+                peak_bytes=peak_bytes(self._device),
+            ),
+        )
+        membership = self._engine.membership
+        if membership is not None:
+            progress = membership.progress
+            beat.step = progress.step
+            beat.step_duration_s = progress.step_duration_s
+            beat.progress_age_s = self._engine.progress_age_s()
+            beat.communication_ratio = membership.profiler.ratio
+            last = membership.profiler.last
+            beat.last_collective.CopyFrom(cluster_pb2.LastCollective(name=last.operation, sequence=last.sequence))
+        return beat
+
+    def _registration(self, address: str) -> cluster_pb2.RegisterRequest:
+        config = self._config
+        return cluster_pb2.RegisterRequest(
+            worker_id=config.worker_id,
+            incarnation=self._incarnation,
+            host=socket.gethostname(),
+            host_id=host_id(),
+            pid=os.getpid(),
+            address=address,
+            device=describe(self._device),
+            versions=cluster_pb2.Versions(
+                release=importlib.metadata.version("ryzanstein"),
+                wire=WIRE_VERSION,
+                numerics=NUMERICS_VERSION,
+                torch=str(torch.__version__),
+                python=platform.python_version(),
+            ),
+            model_dir=str(config.model_dir or ""),
+            cpu_threads=config.cpu_threads,
+        )
