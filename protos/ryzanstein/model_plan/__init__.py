@@ -8,6 +8,7 @@ from __future__ import annotations
 from .boxes import Box
 from .checkpoint import CheckpointFile, CheckpointIndex, Piece, TensorEntry
 from .config import DTYPE_BYTES, FAMILIES, ModelConfig, read_model_config
+from .config_json import decode_model_config, encode_model_config
 from .fields import ModelError
 from .layouts import open_checkpoint
 from .memory import dtype_bytes, kv_bytes_per_token, parameter_count, weight_bytes_per_rank
@@ -41,7 +42,9 @@ __all__ = [
     "RopeScaling",
     "TensorEntry",
     "check_tensor_parallel_size",
+    "decode_model_config",
     "dtype_bytes",
+    "encode_model_config",
     "kv_bytes_per_token",
     "kv_head_range",
     "module_of",

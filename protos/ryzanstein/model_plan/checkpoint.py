@@ -67,8 +67,8 @@ class CheckpointIndex:
     def fingerprint(self) -> str:
         """Tells checkpoints apart: a hash of config.json and of every tensor that the model uses.
 
-        Of a tensor it takes name, dtype, shape and 16 values from the middle: enough to tell a fine-tune from its
-        base, and the same in a copy that was split for ranks. Damage elsewhere in the data goes unseen.
+        Of a tensor it takes name, dtype, shape and 16 values from the middle: enough to tell a fine-tune from
+        its base, and the same in a copy that was split for ranks. Damage elsewhere in the data goes unseen.
         Raises ModelError as `read_model_config` and `check_against`.
         """
         config = read_model_config(self.directory)
@@ -120,8 +120,8 @@ class CheckpointIndex:
             inside = ".".join(name.split(".")[:3]) in layers or name == "lm_head.bias"
             if name not in expected and inside and name.endswith((".bias", "norm.weight")):
                 raise ModelError(
-                    f"{self._where(entry)} has no place in {config.architecture} as config.json describes it; "
-                    "is config.json of another model?"
+                    f"{self._where(entry)} has no place in a {config.architecture} with this config.json; "
+                    "is it of another model?"
                 )
 
     def _check_tied(self, config: ModelConfig) -> None:

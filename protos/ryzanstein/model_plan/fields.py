@@ -18,6 +18,8 @@ MAX_JSON_BYTES = 64 * 1024 * 1024
 class ModelError(Exception):
     """A model directory can't be used: the message says which file, which key or tensor, and what to do."""
 
+    exit_code = 2
+
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object that the file holds. ModelError if it can't be read, is no JSON, or is not an object."""

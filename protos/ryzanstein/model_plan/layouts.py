@@ -71,9 +71,8 @@ def _open_sharded(directory: Path) -> CheckpointIndex:
     weight_map = read_json_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{path}: weight_map: must be an object of tensor names, is {describe(weight_map)}")
-    names: dict[str, int] = {}
-    for tensor, file_name in weight_map.items():
-        names.setdefault(_plain_name(path, f"weight_map.{tensor}", file_name), len(names))
+    used = {_plain_name(path, f"weight_map.{tensor}", name) for tensor, name in weight_map.items()}
+    names = {name: file for file, name in enumerate(sorted(used))}
     opened = [_header(directory / name) for name in names]
     entries: dict[str, TensorEntry] = {}
     for tensor, file_name in weight_map.items():

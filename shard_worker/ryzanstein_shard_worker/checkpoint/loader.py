@@ -1,0 +1,197 @@
+"""Fills one rank's parameters from a checkpoint: mapped, only its slices, in file order, with read-ahead."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from itertools import groupby
+
+import torch
+from ryzanstein.model_plan import Box, CheckpointIndex, ModelConfig, ModelError, module_of
+from torch import Tensor, nn
+
+from .distributor import Read, WeightDistributor
+from .mapped_file import MappedFile
+from .read_ahead import ReadAhead, Span
+from .transfer import Transfer, check_range, make_transfer
+
+#: Told the loaded fraction, 0 to 1, by bytes.
+Progress = Callable[[float], None]
+
+#: Told "embedding", "layers.3", "norm" or "head" when all its parameters are there.
+LayerComplete = Callable[[str], None]
+
+
+class DistributedCheckpointLoader:
+    """Loads the parameters of one rank.
+
+    Args:
+        index: of the checkpoint, whole or split for any number of ranks. One that was split for this number
+            of ranks loads fastest: the rank reads its own file from front to back and nothing else.
+        config: the model's.
+        rank, world: this rank and the number of ranks.
+        dtype: of the parameters that `allocate` makes.
+        device: where the parameters are.
+
+    Raises:
+        ModelError: the model can't be split so, or the checkpoint is not of this model.
+    """
+
+    def __init__(  # noqa: PLR0917 - what to load, for whom, in which form: always given in this order
+        self,
+        index: CheckpointIndex,
+        config: ModelConfig,
+        rank: int,
+        world: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        read_ahead_bytes: int = 512 << 20,
+    ) -> None:
+        self._distributor = WeightDistributor(index, config, world)
+        self._plans = self._distributor.parameters(rank)  # also checks the rank
+        self._rank = rank
+        self._dtype = dtype
+        self._device = device
+        self._read_ahead_bytes = read_ahead_bytes
+
+    def allocate(self) -> dict[str, Tensor]:
+        """The rank's parameters by name, uninitialised."""
+        return {
+            plan.name: torch.empty(plan.shape, dtype=self._dtype, device=self._device) for plan in self._plans
+        }
+
+    def load(
+        self,
+        model: nn.Module,
+        progress: Progress | None = None,
+        on_layer_complete: LayerComplete | None = None,
+    ) -> None:
+        """Fills a model whose state dict has the plan's names. Arguments and errors as of `fill`."""
+        self._fill(
+            planned_parameters(model, [plan.name for plan in self._plans]), progress, on_layer_complete
+        )
+
+    def fill(
+        self,
+        tensors: Mapping[str, Tensor],
+        progress: Progress | None = None,
+        on_layer_complete: LayerComplete | None = None,
+    ) -> None:
+        """Fills the rank's tensors in place, each in its own dtype; padding becomes zero.
+
+        Args:
+            tensors: one per planned parameter, by name.
+            progress: called often, from this thread; what it raises ends the loading.
+            on_layer_complete: called once per module, from this thread, when its parameters are complete. The
+                loader has let go of them then: the callback may replace and free them, and the peak of memory
+                stays at the rank's weights plus one layer.
+
+        Raises:
+            ModelError: a tensor is missing or has another shape, a file changed, or a value does not fit into
+                float16; names parameter, tensor and file.
+        """
+        self._fill(dict(tensors), progress, on_layer_complete)
+
+    def _fill(
+        self,
+        tensors: dict[str, Tensor],  # ours: emptied on the way
+        progress: Progress | None,
+        on_layer_complete: LayerComplete | None,
+    ) -> None:
+        self._check(tensors)
+        files = self._distributor.index.files
+        reads = self._distributor.reads(self._rank)
+        spans = [Span(files[read.file].path, *read.span) for read in reads]
+        total_bytes = sum(read.needed_bytes for read in reads)
+        done_bytes = 0
+        transfer = make_transfer(self._device)
+        modules = _Modules(tensors, reads, on_layer_complete)
+        with torch.no_grad(), ReadAhead(spans, self._read_ahead_bytes) as ahead:
+            self._zero_padding(tensors)
+            modules.complete_those_without_reads()
+            for file, of_file in groupby(zip(reads, spans, strict=True), key=lambda item: item[0].file):
+                with MappedFile(files[file]) as mapped:
+                    for read, span in of_file:
+                        _copy(transfer, tensors, mapped, read)
+                        mapped.release(span.begin, span.end)
+                        ahead.advance(span)
+                        if modules.completes(read):
+                            transfer.finish()
+                            modules.complete(module_of(read.parameter))
+                        done_bytes += read.needed_bytes
+                        if progress is not None:
+                            progress(done_bytes / total_bytes)
+            transfer.finish()
+
+    def _zero_padding(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, boxes in self._distributor.padding(self._rank).items():
+            for box in boxes:
+                tensors[name][_slices(box)] = 0
+
+    def _check(self, tensors: Mapping[str, Tensor]) -> None:
+        for plan in self._plans:
+            if plan.name not in tensors:
+                raise ModelError(f"the model has no parameter {plan.name}, which its configuration asks for")
+            shape = tuple(tensors[plan.name].shape)
+            if shape != plan.shape:
+                raise ModelError(
+                    f"parameter {plan.name}: the model has shape {list(shape)}, "
+                    f"rank {self._rank} of {self._distributor.world} needs {list(plan.shape)}"
+                )
+
+
+class _Modules:
+    """Counts what each module still waits for, and lets go of the tensors of one that is complete."""
+
+    def __init__(
+        self, tensors: dict[str, Tensor], reads: list[Read], on_complete: LayerComplete | None
+    ) -> None:
+        self._tensors = tensors
+        self._waiting = Counter(module_of(read.parameter) for read in reads)
+        self._on_complete = on_complete
+
+    def completes(self, read: Read) -> bool:
+        """Counts the read; whether it was its module's last and somebody waits for it."""
+        module = module_of(read.parameter)
+        self._waiting[module] -= 1
+        return self._waiting[module] == 0 and self._on_complete is not None
+
+    def complete(self, module: str) -> None:
+        """Forgets the module's tensors and tells the callback."""
+        for name in [name for name in self._tensors if module_of(name) == module]:
+            del self._tensors[name]
+        if self._on_complete is not None:
+            self._on_complete(module)
+
+    def complete_those_without_reads(self) -> None:
+        """Modules that are padding only on this rank."""
+        for module in {module_of(name): None for name in self._tensors}:
+            if module not in self._waiting and self._on_complete is not None:
+                self.complete(module)
+
+
+def planned_parameters(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
+    """The model's parameters by name.
+
+    A tied parameter may stand in the model under a second name. Raises ModelError for any other parameter
+    that the plan does not have: it would stay uninitialised.
+    """
+    state = dict(model.state_dict(keep_vars=True))
+    known = {state[name].data_ptr() for name in names if name in state}
+    for name in [name for name in state if name not in set(names)]:
+        if state[name].data_ptr() not in known:
+            raise ModelError(f"the model has a parameter {name} that its configuration does not ask for")
+        del state[name]
+    return state
+
+
+def _copy(transfer: Transfer, tensors: Mapping[str, Tensor], mapped: MappedFile, read: Read) -> None:
+    source = mapped.view(read)
+    target = tensors[read.parameter][_slices(read.target)]
+    check_range(source, target.dtype, f"{mapped.path}: tensor {read.tensor}")
+    transfer.copy(target, source)
+
+
+def _slices(box: Box) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) for start, stop in box)
