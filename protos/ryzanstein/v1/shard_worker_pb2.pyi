@@ -54,6 +54,7 @@ class ModelSpec(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     MAX_MODEL_LEN_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    CONFIG_JSON_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Directory of the checkpoint on the coordinator's host."""
     fingerprint: _builtins.str
@@ -64,6 +65,8 @@ class ModelSpec(_message.Message):
     """Most tokens of prompt and output together."""
     name: _builtins.str
     """Served name."""
+    config_json: _builtins.str
+    """The configuration as ryzanstein.model_plan encodes it, for a worker without a copy of the checkpoint."""
     def __init__(
         self,
         *,
@@ -72,10 +75,11 @@ class ModelSpec(_message.Message):
         dtype: _builtins.str = ...,
         max_model_len: _builtins.int = ...,
         name: _builtins.str = ...,
+        config_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "fingerprint", b"fingerprint", "max_model_len", b"max_model_len", "name", b"name", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_json", b"config_json", "dtype", b"dtype", "fingerprint", b"fingerprint", "max_model_len", b"max_model_len", "name", b"name", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
