@@ -70,6 +70,13 @@ class ControlPlane:
             self._workers.settle(draft)
         return draft.finish(**ticked)
 
+    def can_spare(self, now_s: float, state: ClusterState, worker: WorkerRecord) -> bool:
+        """Whether a standby could take this worker's rank now."""
+        group = state.group(worker.group or "")
+        if group is None or group.phase is not Phase.SERVING:
+            return False
+        return self._groups.successor(Draft(now_s, state), group, worker) is not None
+
     def _apply(self, draft: Draft, event: Event) -> None:  # noqa: PLR0912 - one branch per kind of event
         match event:
             case events.Registered():

@@ -247,6 +247,14 @@ class JoinGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaveEpoch:
+    """The attempt to form this group is over, or its epoch is: nobody may meet in it any more."""
+
+    group_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class AnnounceReady:
     """Tell the router that the group serves."""
 
@@ -288,6 +296,7 @@ Action = (
     | LoadShard
     | AbortWorker
     | JoinGroup
+    | LeaveEpoch
     | AnnounceReady
     | AnnounceLost
     | DrainProcess

@@ -12,7 +12,15 @@ from dataclasses import replace
 
 from .config import OrchestratorConfig
 from .draft import Draft
-from .events import AnnounceLost, AnnounceReady, CommitEpoch, JoinGroup, LoadShard, RememberMembers
+from .events import (
+    AnnounceLost,
+    AnnounceReady,
+    CommitEpoch,
+    JoinGroup,
+    LeaveEpoch,
+    LoadShard,
+    RememberMembers,
+)
 from .failure_recovery import TREATMENTS, FailureRecoveryManager
 from .health_monitor import Fault
 from .placement import backend_of, place
@@ -85,6 +93,8 @@ class GroupLife:
         joined = group.phase in (Phase.FORMING, Phase.SERVING)
         for member in here:
             draft.set_worker(member.worker_id, rank=None)
+        if joined:
+            draft.act(LeaveEpoch(group_id, group.epoch))
         if group.phase is Phase.SERVING:
             draft.act(AnnounceLost(group_id, group.epoch, reason))
         draft.highest_epoch += 1

@@ -187,8 +187,8 @@ class ResourceAllocator:
         if asked is None and held < longest:
             cache = format_bytes(tightest.kv_cache)
             notes = (
-                f"max-model-len is {held}, not the model's {longest}: a KV cache of {cache} per rank holds no "
-                "more; --kv-cache-memory or --memory-utilization can give it more",
+                f"max-model-len is {held}, not the model's {longest}: a KV cache of {cache} per rank holds "
+                "no more; --kv-cache-memory or --memory-utilization can give it more",
             )
         kind = shares[0].kind
         bounds = EngineBounds(

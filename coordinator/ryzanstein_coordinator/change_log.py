@@ -1,0 +1,76 @@
+"""One log line for every change of a worker or a group, and none in between."""
+
+from __future__ import annotations
+
+import structlog
+
+from .state import ClusterState, GroupRecord, GroupState, Phase, WorkerRecord, WorkerState, worker_state
+
+log = structlog.get_logger("ryzanstein_coordinator.cluster")
+
+_BAD = (WorkerState.SUSPECT, WorkerState.LOST, WorkerState.FAILED)
+
+
+def log_changes(before: ClusterState, after: ClusterState) -> None:
+    """Compares two states and says what is different."""
+    if after.groups is not before.groups:
+        for old, new in zip(before.groups, after.groups, strict=True):
+            _log_group(old, new)
+    if after.workers is before.workers and after.groups is before.groups:
+        return
+    for worker_id, worker in after.workers.items():
+        old_worker = before.workers.get(worker_id)
+        _log_worker(before, after, old_worker, worker)
+    for worker_id in before.workers.keys() - after.workers.keys():
+        log.info("worker_gone", worker=worker_id)
+
+
+def _log_group(old: GroupRecord, new: GroupRecord) -> None:
+    if (old.phase, old.epoch, old.reason) != (new.phase, new.epoch, new.reason):
+        bad = new.state in (GroupState.RECOVERING, GroupState.WAITING) and old.phase is Phase.SERVING
+        (log.warning if bad else log.info)(
+            "group",
+            group=new.group_id,
+            epoch=new.epoch,
+            state=new.state.value,
+            phase=new.phase.value,
+            reason=new.reason,
+        )
+    recovery = new.recovery
+    if recovery is None or recovery == old.recovery:
+        return
+    if recovery.reformed_at_s is not None and (old.recovery is None or old.recovery.is_open):
+        fenced_s = None if recovery.fenced_at_s is None else recovery.fenced_at_s - recovery.seen_at_s
+        log.info(
+            "recovered",
+            group=new.group_id,
+            epoch=new.epoch,
+            cause=recovery.cause.value,
+            culprit=None if recovery.culprit is None else recovery.culprit.worker_id,
+            fenced_s=fenced_s,
+            reformed_s=recovery.reformed_at_s - recovery.seen_at_s,
+            reason=recovery.reason,
+        )
+
+
+def _log_worker(
+    before: ClusterState, after: ClusterState, old: WorkerRecord | None, new: WorkerRecord
+) -> None:
+    state = worker_state(new, after.group(new.group or ""))
+    if old is not None:
+        was = worker_state(old, before.group(old.group or ""))
+        if (was, old.incarnation, old.rank) == (state, new.incarnation, new.rank):
+            return
+    group = after.group(new.group or "")
+    (log.warning if state in _BAD else log.info)(
+        "worker",
+        worker=new.worker_id,
+        state=state.value,
+        group=new.group,
+        rank=new.rank,
+        epoch=None if group is None else group.epoch,
+        host=new.host,
+        pid=new.pid,
+        device=new.device.name,
+        reason=new.lost_reason or new.failed_reason or None,
+    )

@@ -1,0 +1,326 @@
+"""The one loop of the control plane: what happens goes into the pure deciders, what they ask for is carried
+out.
+
+Everything runs in one event loop, and an event is applied the moment it is known: the time between the end of
+a heartbeat stream and the calls that fence the survivors is the time of one decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+import grpc
+import structlog
+from ryzanstein.v1 import cluster_pb2, operations_pb2
+from ryzanstein.wire import StatusError, not_found
+
+from . import events
+from .calls import NoRendezvous, Rendezvous, WorkerCalls
+from .change_log import log_changes
+from .config import OrchestratorConfig
+from .control_plane import ControlPlane
+from .epoch_store import EpochStore
+from .events import Event
+from .executor import Executor, GroupListener
+from .plan import plan_for_cluster
+from .registration import examine
+from .resource_allocator import ResourceAllocator
+from .served_model import ServedModel
+from .snapshot import GroupView, cluster_snapshot, group_view, telemetry_of
+from .state import ClusterState, WorkerRecord
+from .watch import Changes
+from .workers import Connect, Workers, connect_insecure
+
+log = structlog.get_logger(__name__)
+
+#: A watcher gets a new snapshot so often while only telemetry changes.
+REFRESH_S = 1.0
+
+
+class ClusterObserver(Protocol):
+    """Counts what happens; must return at once and must not raise."""
+
+    def heartbeat(self, before: ClusterState, after: ClusterState, worker_id: str) -> None:
+        """A heartbeat of this worker was taken in."""
+
+    def changed(self, before: ClusterState, after: ClusterState) -> None:
+        """Something other than telemetry changed."""
+
+
+class MultiGPUOrchestrator:
+    """Knows all workers, gives them ranks, forms groups and re-forms them after a fault.
+
+    Construct, `attach` the router, `await start(...)`; then the servicers may call. `await close()` at the
+    end.
+    """
+
+    def __init__(
+        self,
+        config: OrchestratorConfig,
+        model: ServedModel,
+        store: EpochStore,
+        *,
+        rendezvous: Rendezvous | None = None,
+        observer: ClusterObserver | None = None,
+        connect: Connect = connect_insecure,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock` counts seconds and never goes back; the router must use the same one."""
+        self.config = config
+        self.model = model
+        self.coordinator_id = uuid.uuid4().hex
+        self._allocator = ResourceAllocator(config, model.config)
+        self._control = ControlPlane(config, self._allocator)
+        self._store = store
+        self._workers = Workers(connect)
+        self._calls = WorkerCalls(
+            config,
+            model,
+            self.dtype,
+            workers=self._workers,
+            rendezvous=rendezvous or NoRendezvous(),
+            emit=self._happened,
+        )
+        self._executor = Executor(self._workers, self._calls, store, self._happened)
+        self._observer = observer
+        self._clock = clock
+        self._inbox: deque[Event] = deque()
+        self._applying = False
+        self._streams = 0
+        self._closed = False
+        self._changes = Changes()
+        self._state = self._initial()
+
+    # --- life
+
+    def attach(self, router: GroupListener) -> None:
+        """Who is told when a group serves and when it does not."""
+        self._executor.router = router
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Begins to watch the clock. All runs in `tasks`: a defect ends the process with its reason."""
+        self._executor.start(tasks)
+        self._state = self._initial()  # waiting begins now, not when the process did
+        self._executor.spawn(self._watch_clock(), "orchestrator")
+
+    def begin_drain(self) -> None:
+        """The coordinator is about to stop: it is not ready any more, but what runs is still looked after."""
+        self._happened(events.DrainCluster())
+
+    async def close(self, *, drain_workers: bool = False, reason: str = "the coordinator stops") -> None:
+        """Ends all calls and watchers; with `drain_workers`, asks every worker to end its process before."""
+        if self._closed:
+            return
+        self.begin_drain()
+        if drain_workers:
+            epoch = self._state.announced_epoch
+            alive = [worker for worker in self._state.workers.values() if worker.alive]
+            await self._calls.drain_all(alive, epoch, reason)
+        self._closed = True
+        self._changes.close()
+        await self._executor.close()
+
+    # --- what ClusterService calls
+
+    def register(self, request: cluster_pb2.RegisterRequest) -> cluster_pb2.RegisterResponse:
+        """Takes a worker in.
+
+        Raises:
+            StatusError: it can't be taken; see `registration.examine`.
+        """
+        try:
+            worker = examine(self._clock(), self._state, request)
+        except StatusError as error:
+            log.warning("worker_refused", worker=request.worker_id, host=request.host, reason=error.message)
+            raise
+        self._happened(events.Registered(worker, request.highest_epoch))
+        self._workers.open(worker)
+        return cluster_pb2.RegisterResponse(
+            epoch=self._state.announced_epoch,
+            coordinator_id=self.coordinator_id,
+            lease_ttl_s=self.config.lease_ttl_s,
+            heartbeat_interval_s=self.config.heartbeat_interval_s,
+        )
+
+    def open_stream(self, worker_id: str, incarnation: str) -> int:
+        """A heartbeat stream began; returns its number.
+
+        Raises:
+            StatusError: FAILED_PRECONDITION if another process has this id now, ABORTED if the worker has to
+                register first.
+        """
+        self._process(worker_id, incarnation)
+        self._streams += 1
+        self._happened(events.StreamOpened(worker_id, incarnation, self._streams))
+        return self._streams
+
+    def heartbeat(self, request: cluster_pb2.HeartbeatRequest) -> cluster_pb2.HeartbeatResponse:
+        """Takes a heartbeat. Raises as `open_stream`."""
+        worker = self._process(request.worker_id, request.incarnation)
+        before = self._state
+        report = telemetry_of(self._clock(), request, worker.device.total_bytes)
+        self._happened(events.Beat(request.worker_id, request.incarnation, report))
+        if self._observer is not None:
+            self._observer.heartbeat(before, self._state, request.worker_id)
+        group = self._state.group(worker.group or "")
+        epoch = self._state.announced_epoch if group is None else group.epoch
+        return cluster_pb2.HeartbeatResponse(epoch=epoch, sequence=request.sequence)
+
+    def end_stream(self, worker_id: str, incarnation: str, stream: int, reason: str = "") -> None:
+        """A heartbeat stream is over: the first sign of a death."""
+        self._happened(events.StreamEnded(worker_id, incarnation, stream, reason))
+
+    # --- what the router calls (observers.GroupEvents)
+
+    def stream_broken(self, group_id: str, epoch: int, reason: str) -> None:
+        """The leader's Execute stream ended, or could not be opened."""
+        self._happened(events.ExecuteBroken(group_id, epoch, reason))
+
+    def first_token_after_ready(self, group_id: str, epoch: int, now_s: float) -> None:
+        """The first token of the epoch arrived."""
+        self._happened(events.FirstToken(group_id, epoch, now_s))
+
+    # --- what people and the front door ask
+
+    @property
+    def state(self) -> ClusterState:
+        """All that is known, as of now."""
+        return self._state
+
+    @property
+    def now_s(self) -> float:
+        """The clock that all moments in the state are on."""
+        return self._clock()
+
+    @property
+    def dtype(self) -> str:
+        """What the model is computed in."""
+        return self._allocator.dtype
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and output together; what the model allows, until the memory is planned."""
+        planned = [group.limits.max_model_len for group in self._state.groups if group.limits is not None]
+        return min(planned, default=self.config.max_model_len or self.model.config.context_length)
+
+    def readiness(self, now_s: float | None = None) -> tuple[bool, str]:
+        """Whether a request sent now would be generated, and why (not). /readyz and gRPC health ask here."""
+        if self._closed:
+            return False, "the server is stopping"
+        return self._control.monitor.readiness(self._clock() if now_s is None else now_s, self._state)
+
+    def groups(self) -> tuple[GroupView, ...]:
+        """All groups, in the order of their ids."""
+        return tuple(group_view(self._state, group) for group in self._state.groups)
+
+    def counts(self) -> tuple[int, int]:
+        """Requests that run, and that wait."""
+        router = self._executor.router
+        return (0, 0) if router is None else router.counts()
+
+    def snapshot(self) -> operations_pb2.ClusterSnapshot:
+        """The cluster now; ages are as of this call."""
+        return cluster_snapshot(
+            self._clock(),
+            self._state,
+            config=self.config,
+            model=self.model,
+            dtype=self.dtype,
+            max_model_len=self.max_model_len,
+            counts=self.counts(),
+        )
+
+    def watch(self, refresh_s: float = REFRESH_S) -> AsyncIterator[operations_pb2.ClusterSnapshot | None]:
+        """A snapshot now, after every change, and every `refresh_s` while only telemetry changes; None after
+        `refresh_s` without anything new. Ends when the orchestrator closes.
+        """
+        return self._changes.follow(
+            lambda: (self._state.revision, self._state.telemetry, self.counts()), self.snapshot, refresh_s
+        )
+
+    def drain_worker(self, worker_id: str) -> int:
+        """Takes a worker out of service: a standby ends at once, a rank when a standby has taken its place.
+
+        Returns:
+            The epoch of its group.
+
+        Raises:
+            StatusError: NOT_FOUND; FAILED_PRECONDITION if nobody can take its rank.
+        """
+        worker = self._state.workers.get(worker_id)
+        if worker is None or not worker.alive:
+            known = ", ".join(sorted(w.worker_id for w in self._state.workers.values() if w.alive)) or "none"
+            raise not_found(f"there is no worker {worker_id!r}; workers are: {known}")
+        if worker.rank is not None and not self._control.can_spare(self._clock(), self._state, worker):
+            raise StatusError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"{worker_id} holds rank {worker.rank} of group {worker.group} and no standby can take it; "
+                "start another worker first, or stop its process: streams then wait for its replacement",
+            )
+        self._happened(events.DrainWorker(worker_id))
+        group = self._state.group(worker.group or "")
+        return self._state.announced_epoch if group is None else group.epoch
+
+    def plan_memory(self, request: operations_pb2.PlanMemoryRequest) -> operations_pb2.PlanMemoryResponse:
+        """The ledger for a tensor-parallel size on this model. Raises StatusError as `plan_for_cluster`."""
+        response = plan_for_cluster(self.config, self.model.config, self._state, request)
+        response.epoch = self._state.announced_epoch
+        return response
+
+    # --- the loop
+
+    def _initial(self) -> ClusterState:
+        return self._control.initial(
+            self._clock(), committed_epoch=self._store.highest(), previous=self._store.members()
+        )
+
+    def _happened(self, event: Event) -> None:
+        """Applies the event, and those that come of carrying out what was decided."""
+        if self._closed:
+            return
+        self._inbox.append(event)
+        if self._applying:
+            return
+        self._applying = True
+        try:
+            while self._inbox:
+                self._apply(self._inbox.popleft())
+        finally:
+            self._applying = False
+
+    def _apply(self, event: Event) -> None:
+        before = self._state
+        decision = self._control.step(self._clock(), before, event)
+        self._state = decision.state
+        for action in decision.actions:
+            self._executor.carry_out(action, decision.state)
+        if decision.state.revision != before.revision:
+            log_changes(before, decision.state)
+            if self._observer is not None:
+                self._observer.changed(before, decision.state)
+            self._changes.notify()
+
+    async def _watch_clock(self) -> None:
+        """Time is an event, too: four times per heartbeat."""
+        while not self._closed:
+            self._happened(events.Tick())
+            await asyncio.sleep(self.config.heartbeat_interval_s / 4)
+
+    def _process(self, worker_id: str, incarnation: str) -> WorkerRecord:
+        worker = self._state.workers.get(worker_id)
+        if worker is not None and incarnation in worker.replaced:
+            raise StatusError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"worker id {worker_id!r} was taken over by the process {worker.pid} on {worker.host}",
+            )
+        if worker is None or worker.incarnation != incarnation or not worker.alive:
+            reason = worker.lost_reason if worker is not None else ""
+            raise StatusError(
+                grpc.StatusCode.ABORTED, f"{worker_id}: {reason or 'unknown process'}; register again"
+            )
+        return worker

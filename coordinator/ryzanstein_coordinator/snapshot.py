@@ -1,0 +1,196 @@
+"""Between the wire and the state: a heartbeat becomes telemetry, the state becomes what /cluster shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ryzanstein.v1 import cluster_pb2, operations_pb2, shard_worker_pb2
+
+from .calls import limits_message
+from .config import OrchestratorConfig
+from .served_model import ServedModel
+from .state import (
+    ClusterState,
+    FaultReport,
+    GroupRecord,
+    GroupState,
+    Recovery,
+    Telemetry,
+    WorkerRecord,
+    worker_state,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupView:
+    """A group, as the request path may ask for it."""
+
+    group_id: str
+    state: GroupState
+    epoch: int
+    leader_address: str | None
+    limits: shard_worker_pb2.EngineLimits | None
+    reason: str
+
+
+def group_view(state: ClusterState, group: GroupRecord) -> GroupView:
+    """The group as of this state."""
+    leader = state.workers.get(group.leader or "")
+    return GroupView(
+        group_id=group.group_id,
+        state=group.state,
+        epoch=group.epoch,
+        leader_address=None if leader is None else leader.address,
+        limits=None if group.limits is None else limits_message(group.limits),
+        reason=group.reason,
+    )
+
+
+def telemetry_of(now_s: float, request: cluster_pb2.HeartbeatRequest, total_bytes: int) -> Telemetry:
+    """The heartbeat as a record. `total_bytes` is the device's, where the heartbeat does not say."""
+    fault = None
+    if request.HasField("fault"):
+        fault = FaultReport(
+            kind=request.fault.kind,
+            message=request.fault.message,
+            epoch=request.fault.epoch,
+            peer_rank=request.fault.peer_rank if request.fault.HasField("peer_rank") else None,
+        )
+    return Telemetry(
+        heard_at_s=now_s,
+        epoch=request.epoch,
+        phase=request.phase,
+        load_progress=request.load_progress,
+        step=request.step,
+        progress_age_s=request.progress_age_s,
+        total_bytes=request.memory.total_bytes or total_bytes,
+        weights_bytes=request.memory.weights_bytes,
+        kv_cache_bytes=request.memory.kv_cache_bytes,
+        used_bytes=request.memory.used_bytes,
+        collective=request.last_collective.name,
+        collective_sequence=request.last_collective.sequence,
+        communication_ratio=request.communication_ratio,
+        step_duration_s=request.step_duration_s,
+        leaving=request.state == cluster_pb2.WORKER_STATE_DRAINING,
+        fault=fault,
+    )
+
+
+def cluster_snapshot(
+    now_s: float,
+    state: ClusterState,
+    *,
+    config: OrchestratorConfig,
+    model: ServedModel,
+    dtype: str,
+    max_model_len: int,
+    counts: tuple[int, int],
+) -> operations_pb2.ClusterSnapshot:
+    """What people see. `counts`: requests that run, and that wait."""
+    groups = [_group(state, group) for group in state.groups]
+    snapshot = operations_pb2.ClusterSnapshot(
+        state=groups[0].state,
+        epoch=groups[0].epoch,
+        revision=state.revision,
+        model=operations_pb2.ModelStatus(
+            name=model.name,
+            path=model.path,
+            architecture=model.config.architecture,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            parameters=model.parameters,
+        ),
+        groups=groups,
+        workers=[
+            _worker(now_s, state, state.workers[worker_id], config) for worker_id in sorted(state.workers)
+        ],
+        requests=operations_pb2.RequestCounts(running=counts[0], waiting=counts[1]),
+    )
+    recoveries = [group.recovery for group in state.groups if group.recovery is not None]
+    if recoveries:
+        latest = max(recoveries, key=lambda recovery: (recovery.detected_at_s, recovery.epoch))
+        snapshot.last_recovery.CopyFrom(_recovery(latest))
+    return snapshot
+
+
+def _group(state: ClusterState, group: GroupRecord) -> operations_pb2.GroupStatus:
+    shown = group.state
+    if state.draining and shown is GroupState.SERVING:
+        shown = GroupState.DRAINING
+    leader = state.telemetry.get(group.leader or "")
+    status = operations_pb2.GroupStatus(
+        id=group.group_id,
+        state=shown,
+        epoch=group.epoch,
+        tensor_parallel_size=group.size,
+        step=0 if leader is None or leader.epoch != group.epoch else leader.step,
+        reason=group.reason,
+    )
+    if group.leader is not None:
+        status.leader = group.leader
+    return status
+
+
+def _worker(
+    now_s: float, state: ClusterState, worker: WorkerRecord, config: OrchestratorConfig
+) -> operations_pb2.WorkerStatus:
+    report = state.telemetry.get(worker.worker_id)
+    heard_s = worker.registered_at_s
+    if report is not None:
+        heard_s = max(heard_s, report.heard_at_s)
+    status = operations_pb2.WorkerStatus(
+        id=worker.worker_id,
+        incarnation=worker.incarnation,
+        group=worker.group,
+        state=worker_state(worker, state.group(worker.group or "")),
+        rank=worker.rank,
+        host=worker.host,
+        pid=worker.pid,
+        device=worker.device.name,
+        device_name=worker.device.model,
+        heartbeat_age_s=max(0.0, now_s - heard_s),
+        lease_ttl_s=config.lease_ttl_s,
+        memory=operations_pb2.WorkerMemory(total_bytes=worker.device.total_bytes),
+        phase=worker.lost_reason or worker.failed_reason,
+    )
+    if report is None:
+        return status
+    status.memory.total_bytes = report.total_bytes
+    status.memory.weights_bytes = report.weights_bytes
+    status.memory.kv_cache_bytes = report.kv_cache_bytes
+    status.memory.used_bytes = report.used_bytes
+    status.step = report.step
+    status.load_progress = report.load_progress
+    status.phase = status.phase or report.phase
+    if report.collective:
+        status.last_collective.name = report.collective
+        status.last_collective.sequence = report.collective_sequence
+    return status
+
+
+def _recovery(recovery: Recovery) -> operations_pb2.RecoveryStatus:
+    def since(moment_s: float | None) -> float | None:
+        return None if moment_s is None else moment_s - recovery.seen_at_s
+
+    status = operations_pb2.RecoveryStatus(
+        epoch=recovery.epoch,
+        cause=recovery.cause,
+        detected_s=since(recovery.detected_at_s) or 0.0,
+        fenced_s=since(recovery.fenced_at_s),
+        reformed_s=since(recovery.reformed_at_s),
+        first_token_s=since(recovery.first_token_at_s),
+        requests_resumed=recovery.requests_resumed,
+        reason=recovery.reason,
+    )
+    culprit = recovery.culprit
+    if culprit is not None:
+        status.culprit.CopyFrom(
+            operations_pb2.Culprit(
+                worker_id=culprit.worker_id,
+                rank=culprit.rank,
+                host=culprit.host,
+                device=culprit.device,
+                pid=culprit.pid,
+            )
+        )
+    return status
