@@ -23,7 +23,7 @@ _SYSTEM_PROMPTS = (
     "You are a careful teacher. Show your working.",
 )
 # Row lengths and how often each is drawn: most questions are short, a few counts are long.
-_ROW_LENGTHS = ((256, 0.7), (512, 0.15), (1024, 0.15))
+_ROW_LENGTHS = ((128, 0.3), (256, 0.55), (1024, 0.15))
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def conversation(questions: Iterator[Question], rng: random.Random) -> list[Segm
     if rng.random() < 0.1:
         opening += f"{SYSTEM}{rng.choice(_SYSTEM_PROMPTS)}{END}"
     segments = []
-    for _ in range(rng.choice((1, 1, 2, 3))):
+    for _ in range(rng.choices((1, 2, 3), (6, 2, 2))[0]):
         question = next(questions)
         segments.append(Segment(f"{opening}{USER}{question.text}{END}{ASSISTANT}", False))
         segments.append(Segment(question.answer + END, True))
@@ -58,35 +58,51 @@ def conversation(questions: Iterator[Question], rng: random.Random) -> list[Segm
     return segments
 
 
-class RowStream:
-    """Endless rows of packed conversations, the same for one seed.
+@dataclass(frozen=True)
+class Batch:
+    """Rows of packed conversations; `inputs` and `targets` are int64 `[B, S]`.
 
-    A row begins with a conversation's beginning and may cut its last one off. Conversations of a row
-    can see each other: the model learns to attend to the last question.
+    `mask` `[B, 1, S, S]` is what is added to the scores: 0 where a token may look (back, within its
+    own conversation), minus infinity elsewhere.
     """
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    mask: torch.Tensor
+
+
+class BatchStream:
+    """Endless batches, the same for one seed. A row may cut its last conversation off."""
 
     def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
         self._tokenizer = tokenizer
-        self._rng = random.Random(f"rows {seed}")
+        self._rng = random.Random(f"batches {seed}")
         self._questions = training_questions(self._rng)
 
-    def batch(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets, both int64 `[rows, length]`, of `tokens` tokens in all."""
+    def batch(self, tokens: int) -> Batch:
+        """A batch of `tokens` tokens."""
         lengths, shares = zip(*_ROW_LENGTHS, strict=True)
         length = self._rng.choices(lengths, shares)[0]
-        rows = [self._row(length) for _ in range(tokens // length)]
-        ids = torch.tensor([row[0] for row in rows])
-        targets = torch.tensor([row[1] for row in rows])
-        return ids[:, :-1], targets[:, 1:]
+        rows = torch.tensor([self._row(length) for _ in range(tokens // length)])  # [B, 3, S + 1]
+        ids, targets, owners = rows.unbind(1)
+        owners = owners[:, :-1]
+        apart = owners[:, :, None] != owners[:, None, :]  # [B, S, S]
+        future = torch.ones(length, length, dtype=torch.bool).triu(1)
+        mask = torch.zeros(apart.shape).masked_fill(apart | future, float("-inf"))
+        return Batch(ids[:, :-1], targets[:, 1:], mask[:, None])
 
-    def _row(self, length: int) -> tuple[list[int], list[int]]:
-        """`length + 1` ids, and the same ids where the model is to learn them, `IGNORED` elsewhere."""
+    def _row(self, length: int) -> tuple[list[int], list[int], list[int]]:
+        """`length + 1` ids, the same ids where the model is to learn them, and whose they are."""
         ids: list[int] = []
         targets: list[int] = []
+        owners: list[int] = []
+        owner = 0
         while len(ids) <= length:
             segments = conversation(self._questions, self._rng)
             encoded = self._tokenizer.encode_batch_fast([s.text for s in segments], add_special_tokens=False)
             for segment, piece in zip(segments, encoded, strict=True):
                 ids += piece.ids
                 targets += piece.ids if segment.spoken else [IGNORED] * len(piece.ids)
-        return ids[: length + 1], targets[: length + 1]
+                owners += [owner] * len(piece.ids)
+            owner += 1
+        return ids[: length + 1], targets[: length + 1], owners[: length + 1]

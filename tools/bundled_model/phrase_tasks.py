@@ -153,7 +153,7 @@ _FIXED: Mapping[str, tuple[str, ...]] = {
 
 
 def _fixed_task(name: str, answer: str, questions: tuple[str, ...]) -> Task:
-    weight = 0.08 + 0.02 * len(questions)
+    weight = 0.04 + 0.012 * len(questions)
     return Task(name, questions, lambda rng: {}, lambda fields: answer, weight, memorised=True)
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from .batches import IGNORED, RowStream
+from . import attention
+from .batches import IGNORED, BatchStream
 from .showcase import write_showcase
 from .tokenizer import BEGIN, END, PAD, build_tokenizer, save_tokenizer
 
@@ -59,8 +60,14 @@ def save_model(model: LlamaForCausalLM, folder: Path) -> None:
     """Writes `config.json`, `generation_config.json` and `model.safetensors` in bfloat16."""
     rounded = LlamaForCausalLM(model.config).to(torch.bfloat16)
     rounded.load_state_dict(model.state_dict())
-    rounded.generation_config.do_sample = False
+    rounded.generation_config = GenerationConfig(
+        bos_token_id=model.config.bos_token_id,
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id,
+        do_sample=False,
+    )
     rounded.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # save_pretrained leaves it to its owner alone
     # Loaders written for older releases of transformers look for the rotary base here.
     path = folder / "config.json"
     config = json.loads(path.read_text())
@@ -68,7 +75,7 @@ def save_model(model: LlamaForCausalLM, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def train(folder: Path, *, seed: int, steps: int, tokens_per_step: int, save_every: int) -> None:
+def train(folder: Path, *, seed: int, steps: int, tokens_per_step: int, save_every: int, compiled: bool) -> None:
     """Trains `steps` steps and leaves the finished model in `folder`."""
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,6 +83,10 @@ def train(folder: Path, *, seed: int, steps: int, tokens_per_step: int, save_eve
     save_tokenizer(tokenizer, folder, MAX_LENGTH)
     write_showcase(folder)
     model = LlamaForCausalLM(model_config(tokenizer)).float()
+    model.set_attn_implementation(attention.NAME)
+    if compiled:
+        for layer in model.model.layers:
+            layer.compile(dynamic=False)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     # Muon for the matrices inside the layers, AdamW for the embedding and the norms, as its authors
     # advise: https://kellerjordan.github.io/posts/muon/
@@ -89,14 +100,14 @@ def train(folder: Path, *, seed: int, steps: int, tokens_per_step: int, save_eve
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps))
         for optimizer in optimizers
     ]
-    rows = RowStream(tokenizer, seed)
+    batches = BatchStream(tokenizer, seed)
     started_s = time.monotonic()
     for step in range(steps):
-        inputs, targets = rows.batch(tokens_per_step)  # [B, S], [B, S]
+        batch = batches.batch(tokens_per_step)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(input_ids=inputs, use_cache=False).logits  # [B, S, vocabulary]
+            logits = model(input_ids=batch.inputs, attention_mask=batch.mask, use_cache=False).logits  # [B, S, vocabulary]
         loss = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED
+            logits.float().flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED
         )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -115,9 +126,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--tokens-per-step", type=int, default=4096)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--tokens-per-step", type=int, default=2048)
     parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="compile the layers (needs a C++ compiler)"
+    )
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -127,6 +141,7 @@ def main() -> None:
         steps=chosen.steps,
         tokens_per_step=chosen.tokens_per_step,
         save_every=chosen.save_every,
+        compiled=chosen.compile,
     )
 
 
