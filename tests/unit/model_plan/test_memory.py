@@ -1,0 +1,49 @@
+"""Bytes per rank, against what torch says about the real model."""
+
+from __future__ import annotations
+
+import pytest
+from ryzanstein.model_plan import (
+    ModelError,
+    kv_bytes_per_token,
+    parameter_count,
+    parameters,
+    read_model_config,
+    weight_bytes_per_rank,
+)
+
+from tests.checkpoints import FAMILIES, Checkpoints, make_model
+
+from .configs import record
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_counts_the_parameters_that_torch_counts(checkpoints: Checkpoints, family: str, tied: bool) -> None:
+    config = read_model_config(checkpoints(family, tie_word_embeddings=tied))
+    expected = sum(p.numel() for p in make_model(family, tie_word_embeddings=tied).parameters())
+    assert parameter_count(config) == expected
+    assert weight_bytes_per_rank(config, 1) == expected * 4
+    assert weight_bytes_per_rank(config, 1, "bfloat16") == expected * 2
+
+
+def test_padding_and_replicas_count() -> None:
+    config = record(num_heads=4, num_kv_heads=2, head_dim=2, hidden_size=3, intermediate_size=5, vocab_size=7)
+    elements = 2 * 3 + 3 + 6 * 3 + 3 * 2 + 3 + 4 * 3 + 3 * 2 + 3 + 2 * 3
+    assert weight_bytes_per_rank(config, 4) == elements * 4
+    assert len(parameters(config, 0, 4)) == 9
+
+
+def test_a_token_takes_keys_and_values_of_the_ranks_heads() -> None:
+    config = record(num_layers=3, num_heads=8, num_kv_heads=2, head_dim=4, dtype="bfloat16")
+    assert [kv_bytes_per_token(config, world) for world in (1, 2, 4, 8)] == [
+        2 * 3 * heads * 4 * 2 for heads in (2, 1, 1, 1)
+    ]
+    assert kv_bytes_per_token(config, 2, "float32") == 2 * 3 * 4 * 4
+
+
+def test_an_unknown_dtype_or_size_is_refused() -> None:
+    with pytest.raises(ModelError, match="dtype 'int4' is not supported; supported are float32"):
+        kv_bytes_per_token(record(), 1, "int4")
+    with pytest.raises(ModelError, match="sizes that work: 1, 2, 4"):
+        kv_bytes_per_token(record(), 3)
