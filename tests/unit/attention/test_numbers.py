@@ -1,0 +1,88 @@
+"""The arithmetic inside: conversions to the bit, the exponential to a few units of the last place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ryzanstein_shard_worker.native.attention import NativeAttention
+from ryzanstein_shard_worker.paged_attention import KVPool, StepLayout, make_attend
+from torch import Tensor
+
+from .streams import same_bits
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def attend_to(native: NativeAttention, scores: Tensor, values: Tensor) -> Tensor:
+    """Sequences of two tokens: softmax(scores [S, 2]) x values [S, 2, 8] → [S, 8], in the values' type."""
+    sequences = len(scores)
+    keys = torch.zeros(2 * sequences, 1, 8, dtype=values.dtype)
+    keys[:, 0, 0] = scores.flatten().to(values.dtype)
+    queries = torch.zeros_like(keys)
+    queries[:, 0, 0] = 1
+    layout = StepLayout(
+        query_start=torch.arange(0, 2 * sequences + 1, 2, dtype=torch.int32),
+        context_len=torch.full((sequences,), 2, dtype=torch.int32),
+        block_table=torch.arange(sequences, dtype=torch.int32)[:, None],
+    )
+    pool = KVPool(1, sequences, 1, 8, dtype=values.dtype, kernel=native)
+    attend = make_attend(pool, layout, sliding_window=(None,), scale=1.0)
+    return attend(0, queries, keys, values.flatten(0, 1)[:, None]).view(sequences, 2, 8)[:, 1]
+
+
+def every_pattern(dtype: torch.dtype) -> Tensor:
+    """[8192, 8]: all 65536 of them."""
+    return torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(dtype).view(-1, 8)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_every_number_passes_unchanged_when_it_alone_has_weight(
+    native: NativeAttention, dtype: torch.dtype
+) -> None:
+    numbers = every_pattern(dtype)
+    scores = torch.tensor([-1000.0, 0.0]).expand(len(numbers), 2)
+
+    got = attend_to(native, scores, torch.stack([torch.zeros_like(numbers), numbers], 1))
+
+    finite = ~numbers.isnan()
+    assert same_bits(got[finite] + 0, numbers[finite] + 0)  # + 0: a sum of zeros has lost the sign of -0
+    assert torch.equal(got.isnan(), numbers.isnan())
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_results_are_rounded_to_nearest_even(native: NativeAttention, dtype: torch.dtype) -> None:
+    numbers = every_pattern(dtype)
+    others = numbers.flatten()[torch.randperm(65536, generator=torch.Generator().manual_seed(1))].view(-1, 8)
+
+    got = attend_to(native, torch.zeros(len(numbers), 2), torch.stack([numbers, others], 1))
+
+    mean = ((numbers.float() + others.float()) / 2).to(dtype)
+    number = ~mean.isnan()
+    assert same_bits(got[number] + 0, mean[number] + 0)
+    assert torch.equal(got.isnan(), mean.isnan())
+
+
+def test_the_exponential_is_exact_to_a_few_units(native: NativeAttention) -> None:
+    below = torch.cat([torch.linspace(-87, 0, 20001), torch.linspace(-1, 0, 20001)])
+    values = torch.zeros(len(below), 2, 8)
+    values[:, 0] = 1
+
+    got = attend_to(native, torch.stack([below, torch.zeros_like(below)], 1), values)[:, 0]
+
+    weight = below.double().exp()
+    relative = (got.double() / (weight / (1 + weight)) - 1).abs()
+    assert (relative / (1 + below.abs())).max() < 3e-7  # the score's own rounding grows with its size
+
+
+@pytest.mark.parametrize("below", [-88.0, -500.0, -1e30, -torch.inf])
+def test_a_weight_below_the_smallest_number_is_zero(native: NativeAttention, below: float) -> None:
+    values = torch.stack([torch.full((1, 8), 3.0), torch.full((1, 8), 5.0)], 1)
+
+    assert torch.equal(attend_to(native, torch.tensor([[below, 0.0]]), values), torch.full((1, 8), 5.0))
+
+
+@pytest.mark.parametrize("score", [torch.nan, torch.inf])
+def test_a_score_that_is_no_number_is_not_hidden(native: NativeAttention, score: float) -> None:
+    values = torch.ones(1, 2, 8)
+
+    assert attend_to(native, torch.tensor([[score, 0.0]]), values).isnan().all()
