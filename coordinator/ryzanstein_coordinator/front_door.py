@@ -1,0 +1,285 @@
+"""Where requests come in: validated, tokenised, admitted or refused at once, then given to the router.
+
+gRPC and HTTP both call this. A caller gets a `Subscription`, reads it, and gives it back with `leave`: when
+the last one leaves before the end, the request is cancelled but kept for a while, so that `attach` can go
+on with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import grpc
+import structlog
+from ryzanstein.wire import StatusError, resource_exhausted, unavailable
+
+from .admission import AdmissionGate, AdmissionLimits
+from .deadlines import DeadlineQueue
+from .errors import cancelled, deadline_exceeded, failed_precondition, shown
+from .intake import GenerateCall, Intake
+from .observers import NoMetrics, RequestMetrics
+from .request_log import NoRequestLog, RequestLog
+from .request_store import RequestStore, Reservation, RetentionLimits
+from .requests import Clock, Ending, RequestRecord, RequestSpec, Subscription
+from .router import Router
+from .validation import check_received, checked_request_id, checked_timeout
+
+_log = structlog.get_logger()
+
+#: A call whose deadline is this near has met it: gRPC's clock and ours need not agree on the last moment.
+_SAME_MOMENT_S = 0.05
+
+
+class FrontDoor:
+    """See the module. Construct, then `await run()` in a task for as long as it serves."""
+
+    def __init__(
+        self,
+        *,
+        intake: Intake,
+        router: Router,
+        admission: AdmissionLimits | None = None,
+        retention: RetentionLimits | None = None,
+        log: RequestLog | None = None,
+        metrics: RequestMetrics | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._intake = intake
+        self._router = router
+        self._gate = AdmissionGate(admission or AdmissionLimits())
+        self._store = RequestStore(retention or RetentionLimits())
+        self._log = log or NoRequestLog()
+        self._metrics: RequestMetrics = metrics or NoMetrics()
+        self._clock = clock
+        self._deadlines: DeadlineQueue[RequestRecord] = DeadlineQueue()
+        self._closed: str | None = None
+        self._sooner = asyncio.Event()
+        self._idle = asyncio.Event()
+        router.connect(on_ended=self._ended, on_changed=self._sooner.set)
+
+    # --- life
+
+    async def run(self) -> None:
+        """Does what only time decides, until it is cancelled."""
+        while True:
+            next_at = self.tick(self._clock())
+            self._sooner.clear()
+            wait_s = None if next_at is None else max(0.0, next_at - self._clock())
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._sooner.wait()
+            except TimeoutError:
+                continue
+
+    def tick(self, now: float) -> float | None:
+        """Ends what is over, forgets what is old. Returns when to call again at the latest."""
+        for record in self._deadlines.expired(now):
+            self._router.end(record, _deadline(record))
+        forgotten = [record.key for record in self._store.forget(now)]
+        if forgotten:
+            self._log.forgotten(forgotten)
+        times = (self._router.tick(now), self._deadlines.next_at(), self._store.next_forget_at())
+        return min((at for at in times if at is not None), default=None)
+
+    def restore(self, records: Sequence[tuple[RequestSpec, float | None]]) -> None:
+        """Requests of a former life, each with the seconds that it has left: they wait for their callers,
+        who come back with the tokens that they have."""
+        error = unavailable("the coordinator was started again; attach to go on")
+        now = self._clock()
+        for spec, left_s in records:
+            record = self._intake.record(spec, now, left_s)
+            record.ending = Ending("unavailable", error=error, revivable=True)
+            record.timings.ended_at = now
+            self._store.add_ended(record)
+        if records:
+            _log.info("requests_restored", requests=len(records))
+        self._sooner.set()
+
+    def refuse(self, reason: str) -> None:
+        """From now on nothing new comes in; what lives goes on."""
+        self._closed = reason
+
+    async def idle(self) -> None:
+        """Waits until no request lives."""
+        while self._store.unfinished:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def end_all(self, reason: str) -> None:
+        """Ends every request as UNAVAILABLE: callers can attach again when the coordinator is back."""
+        for record in self._store.living():
+            self._router.end(record, Ending("unavailable", error=unavailable(reason), revivable=True))
+
+    # --- what callers do
+
+    async def generate(self, call: GenerateCall) -> Subscription:
+        """Admits a request. The first token may take its time, this does not.
+
+        Raises a StatusError: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, RESOURCE_EXHAUSTED, UNAVAILABLE.
+        """
+        begun = self._clock()
+        try:
+            return await self._generate(call, begun)
+        except StatusError as error:
+            self._metrics.request_ended(_refused_outcome(error), self._clock() - begun)
+            raise
+        except asyncio.CancelledError:
+            self._metrics.request_ended("cancelled", self._clock() - begun)
+            raise
+
+    async def attach(self, request_id: str, received: Sequence[int], *, owner: str = "") -> Subscription:
+        """Goes on behind the tokens that the caller has.
+
+        Theirs count where they are more than are recorded. A request that ended only because nobody
+        listened or no group served is taken up again. Raises NOT_FOUND, FAILED_PRECONDITION if the tokens
+        are not those of the request, RESOURCE_EXHAUSTED or UNAVAILABLE if it can't be taken up now.
+        """
+        record = self._store.find((owner, request_id))
+        if isinstance(record, Reservation):
+            raise failed_precondition(f"request {shown(request_id)} is being admitted; try again in a moment")
+        check_received(record, received, vocab_size=self._intake.model().vocab_size)
+        extra = received[len(record.output) :]
+        ending = record.ending
+        if ending is None:
+            if extra:
+                self._router.extend(record, extra)
+        elif ending.revivable:
+            self._revive(record, extra)
+        if len(record.output) < len(received):
+            raise failed_precondition(
+                f"{len(received)} tokens of request {shown(request_id)} can't have been received: it ended "
+                f"with {len(record.output)}"
+            )
+        return Subscription(record, len(received))
+
+    def cancel(self, request_id: str, *, owner: str = "") -> bool:
+        """Ends a request; False if it had ended already. Raises NOT_FOUND."""
+        record = self._store.find((owner, request_id))
+        ending = Ending("cancelled", error=cancelled(f"request {shown(request_id)} was cancelled"))
+        if isinstance(record, Reservation):
+            already, record.cancelled = record.cancelled, True
+            return not already
+        if record.ending is None:
+            self._router.end(record, ending)
+            return True
+        if record.ending.revivable:
+            record.ending = ending
+            return True
+        return False
+
+    def leave(self, subscription: Subscription) -> None:
+        """The caller does not listen any more, for whatever reason. Must be called once for each
+        subscription."""
+        subscription.close()
+        record = subscription.record
+        if record.ending is not None or record.listeners:
+            return
+        if record.deadline_at is not None and self._clock() >= record.deadline_at - _SAME_MOMENT_S:
+            self._router.end(record, _deadline(record))
+            return
+        # The blocks are free at the next step. Whoever comes back in time has it prefilled again.
+        gone = cancelled("the client went away")
+        self._router.end(record, Ending("cancelled", error=gone, revivable=True))
+
+    @property
+    def epoch(self) -> int:
+        """For replies."""
+        return self._router.epoch
+
+    # --- inside
+
+    async def _generate(self, call: GenerateCall, begun: float) -> Subscription:
+        self._intake.check(call)
+        request_id = checked_request_id(call.request_id)
+        timeout_s = checked_timeout(call.timeout_s)
+        key = call.owner, request_id
+        self._store.check_free(key)
+        self._check_open(call.prompt.size_bytes)
+        reservation = self._store.reserve(key, call.prompt.size_bytes)
+        try:
+            spec = await self._intake.read(call, request_id)
+            record = self._intake.record(spec, begun, timeout_s)
+            await self._keep(spec, timeout_s, reservation)
+        finally:
+            self._store.release(reservation)
+            self._tell_if_idle()
+        self._store.add(record)
+        self._metrics.prompt_tokens(len(spec.prompt))
+        subscription = Subscription(record)
+        self._watch_deadline(record)
+        self._router.enqueue(record)
+        return subscription
+
+    async def _keep(self, spec: RequestSpec, timeout_s: float | None, reservation: Reservation) -> None:
+        """Writes it down, before anybody is told that it is accepted."""
+        try:
+            await self._log.admitted(spec, timeout_s)
+            if reservation.cancelled:
+                raise cancelled(f"request {shown(spec.request_id)} was cancelled")
+        except BaseException:
+            self._log.forgotten([spec.key])
+            raise
+
+    def _check_open(self, new_bytes: int) -> None:
+        now = self._clock()
+        hopeless = self._closed or self._router.refusal(now)
+        if hopeless is not None:
+            raise unavailable(hopeless)
+        refusal = self._gate.ask(
+            now,
+            unfinished=self._store.unfinished,
+            capacity=self._router.capacity,
+            prompt_bytes=self._store.prompt_bytes,
+            new_bytes=new_bytes,
+        )
+        if refusal is not None:
+            raise resource_exhausted(refusal.reason, retry_after_s=refusal.retry_after_s)
+
+    def _revive(self, record: RequestRecord, extra: Sequence[int]) -> None:
+        if record.deadline_at is not None and self._clock() >= record.deadline_at:
+            record.ending = _deadline(record)
+            return
+        self._check_open(4 * len(record.spec.prompt))
+        self._store.revive(record)
+        record.revive()
+        self._watch_deadline(record)
+        if extra:
+            self._router.extend(record, extra)
+        else:
+            self._router.enqueue(record)
+
+    def _watch_deadline(self, record: RequestRecord) -> None:
+        if record.deadline_at is not None:
+            self._deadlines.add(record, record.deadline_at)
+            self._sooner.set()
+
+    def _ended(self, record: RequestRecord) -> None:
+        """Hears of every end."""
+        assert record.ending is not None
+        now = self._clock()
+        self._deadlines.discard(record)
+        self._store.retire(record)
+        self._gate.ended(now)
+        self._metrics.request_ended(record.ending.outcome, record.timings.total_s(now))
+        self._tell_if_idle()
+        self._sooner.set()
+
+    def _tell_if_idle(self) -> None:
+        if not self._store.unfinished:
+            self._idle.set()
+
+
+def _deadline(record: RequestRecord) -> Ending:
+    allowed_s = 0.0 if record.deadline_at is None else record.deadline_at - record.timings.admitted_at
+    error = deadline_exceeded(
+        f"the request was not done within {allowed_s:.3g} s; {len(record.output)} tokens were generated"
+    )
+    return Ending("deadline", error=error)
+
+
+def _refused_outcome(error: StatusError) -> str:
+    if error.code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE):
+        return "refused"
+    return "cancelled" if error.code is grpc.StatusCode.CANCELLED else "invalid"

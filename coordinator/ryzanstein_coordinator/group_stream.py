@@ -1,0 +1,141 @@
+"""The one Execute stream to a group's leader: sequences down, one message per step up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc
+import structlog
+from ryzanstein.v1.shard_worker_pb2 import CancelSequence, ExecuteRequest, ExecuteResponse, SubmitSequence
+
+from .requests import RequestRecord
+
+if TYPE_CHECKING:  # the name exists for type checkers only
+    from ryzanstein.v1.shard_worker_pb2_grpc import ShardWorkerServiceAsyncStub
+
+_log = structlog.get_logger()
+
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 1.0
+
+
+class GroupStream:
+    """Keeps the stream of one epoch open until it is closed.
+
+    `on_step` gets every message. When the stream breaks, what was not sent is dropped and `on_broken` is
+    told; when it is opened again, `on_open` is told and may submit anew.
+    """
+
+    def __init__(
+        self,
+        stub: ShardWorkerServiceAsyncStub,
+        epoch: int,
+        *,
+        on_open: Callable[[], None],
+        on_step: Callable[[ExecuteResponse], None],
+        on_broken: Callable[[str], None],
+    ) -> None:
+        self.epoch = epoch
+        self._stub = stub
+        self._on_open = on_open
+        self._on_step = on_step
+        self._on_broken = on_broken
+        self._submissions: dict[int, RequestRecord] = {}  # not sent yet, in order
+        self._cancellations: deque[int] = deque()
+        self._work = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._lived = False  # whether the stream that is open brought any step
+
+    def start(self) -> None:
+        """Opens the stream in the background."""
+        self._task = asyncio.create_task(self._run(), name=f"execute-{self.epoch}")
+
+    def close(self) -> None:
+        """Ends the stream at once; nothing is called any more."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    def submit(self, record: RequestRecord) -> None:
+        """Sends the record under its sequence id, with the tokens it has at that moment."""
+        self._submissions[record.sequence_id] = record
+        self._work.set()
+
+    def cancel(self, sequence_id: int) -> None:
+        """Takes a sequence out, at the next step or before it was sent."""
+        if self._submissions.pop(sequence_id, None) is None:
+            self._cancellations.append(sequence_id)
+            self._work.set()
+
+    async def _run(self) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            self._lived = False
+            reason = await self._once()
+            self._submissions.clear()
+            self._cancellations.clear()
+            self._on_broken(reason)
+            pause_s = _FIRST_PAUSE_S if self._lived else min(_LONGEST_PAUSE_S, 2 * pause_s)
+            await asyncio.sleep(pause_s)
+
+    async def _once(self) -> str:
+        """One stream from its opening to its end. Returns why it ended."""
+        writer: asyncio.Task[None] | None = None
+        try:
+            call = self._stub.Execute()
+            writer = asyncio.create_task(self._write(call), name=f"execute-{self.epoch}-commands")
+            self._on_open()
+            while (response := await call.read()) is not grpc.aio.EOF:
+                self._lived = True
+                self._on_step(cast("ExecuteResponse", response))
+        except grpc.aio.AioRpcError as error:
+            return f"{error.code().name}: {error.details()}"
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return "the call was cancelled"  # not this task: the channel was closed, or writing failed
+        except Exception as error:  # noqa: BLE001 - a defect of ours in one message must not stop the group
+            _log.exception("execute_stream_failed", epoch=self.epoch)
+            return f"{type(error).__name__}: {error}"
+        finally:
+            if writer is not None:
+                writer.cancel()
+                call.cancel()
+        return "the leader ended the stream"
+
+    async def _write(self, call: Any) -> None:
+        try:
+            while True:
+                await self._work.wait()
+                self._work.clear()
+                while self._cancellations or self._submissions:
+                    await call.write(self._next_command())
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            return  # the call is over: its reader says why
+        except Exception:  # noqa: BLE001 - told to the reader by ending the call
+            _log.exception("execute_commands_failed", epoch=self.epoch)
+            call.cancel()
+
+    def _next_command(self) -> ExecuteRequest:
+        if self._cancellations:
+            cancellation = CancelSequence(sequence_id=self._cancellations.popleft())
+            return ExecuteRequest(epoch=self.epoch, cancel=cancellation)
+        sequence_id = next(iter(self._submissions))
+        return ExecuteRequest(epoch=self.epoch, submit=submission(self._submissions.pop(sequence_id)))
+
+
+def submission(record: RequestRecord) -> SubmitSequence:
+    """The record as its leader gets it."""
+    return SubmitSequence(
+        sequence_id=record.sequence_id,
+        request_id=record.spec.request_id,
+        prompt_token_ids=record.spec.prompt,
+        emitted_token_ids=record.output.token_ids,
+        sampling=record.spec.sampling,
+        priority=record.spec.priority,
+        eos_token_ids=record.spec.eos_token_ids,
+    )

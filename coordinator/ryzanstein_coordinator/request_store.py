@@ -1,0 +1,137 @@
+"""All requests by id: those that live, and for a while those that ended. Pure: the time is passed in."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ryzanstein.wire import not_found
+
+from .errors import already_exists, shown
+from .requests import RequestKey, RequestRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionLimits:
+    """How long, and how many, requests are kept after their end, so that a caller can come back for the
+    rest."""
+
+    retain_s: float = 120.0
+    max_ended: int = 8192
+    #: Of prompts and outputs together; a token takes about 20 bytes, with 20 logprobs about 300.
+    max_ended_tokens: int = 4_000_000
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """A request on its way in: its id is taken and its bytes are counted, but it is not tokenised yet."""
+
+    key: RequestKey
+    prompt_bytes: int
+    cancelled: bool = False
+
+
+class RequestStore:
+    """Ids are unique among the living of one owner; a new request may take the id of one that ended."""
+
+    def __init__(self, limits: RetentionLimits) -> None:
+        self._limits = limits
+        self._coming: dict[RequestKey, Reservation] = {}
+        self._living: dict[RequestKey, RequestRecord] = {}
+        self._ended: OrderedDict[RequestKey, RequestRecord] = OrderedDict()  # oldest end first
+        self._ended_tokens = 0
+        self._prompt_bytes = 0
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that live or are on their way in."""
+        return len(self._living) + len(self._coming)
+
+    @property
+    def prompt_bytes(self) -> int:
+        """Of all unfinished requests."""
+        return self._prompt_bytes
+
+    def living(self) -> list[RequestRecord]:
+        return list(self._living.values())
+
+    def check_free(self, key: RequestKey) -> None:
+        """Raises ALREADY_EXISTS if a living request has the id."""
+        if key in self._living or key in self._coming:
+            raise already_exists(key[1])
+
+    def reserve(self, key: RequestKey, prompt_bytes: int) -> Reservation:
+        """Takes the id. Raises ALREADY_EXISTS."""
+        self.check_free(key)
+        reservation = Reservation(key, prompt_bytes)
+        self._coming[key] = reservation
+        self._prompt_bytes += prompt_bytes
+        return reservation
+
+    def release(self, reservation: Reservation) -> None:
+        """The request did not come in, or is in now."""
+        if self._coming.pop(reservation.key, None) is not None:
+            self._prompt_bytes -= reservation.prompt_bytes
+
+    def add(self, record: RequestRecord) -> RequestRecord | None:
+        """It lives. Returns the ended request whose id it takes, which is forgotten."""
+        replaced = self._drop_ended(record.key)
+        self._living[record.key] = record
+        self._prompt_bytes += _bytes_of(record)
+        return replaced
+
+    def add_ended(self, record: RequestRecord) -> None:
+        """One from a former life of the coordinator."""
+        self._drop_ended(record.key)
+        self._ended[record.key] = record
+        self._ended_tokens += record.replay_tokens
+
+    def retire(self, record: RequestRecord) -> None:
+        """It ended."""
+        if self._living.pop(record.key, None) is not None:
+            self._prompt_bytes -= _bytes_of(record)
+        self.add_ended(record)
+
+    def revive(self, record: RequestRecord) -> None:
+        """It lives again."""
+        self.add(record)
+
+    def find(self, key: RequestKey) -> RequestRecord | Reservation:
+        """The living or ended request. Raises NOT_FOUND."""
+        found = self._living.get(key) or self._coming.get(key) or self._ended.get(key)
+        if found is None:
+            raise not_found(
+                f"there is no request {shown(key[1])}; requests are kept for {self._limits.retain_s:g} s "
+                "after their end"
+            )
+        return found
+
+    def forget(self, now: float) -> Iterator[RequestRecord]:
+        """Takes out those that ended too long ago, or longest ago if there are too many."""
+        while self._ended:
+            oldest = next(iter(self._ended.values()))
+            over = (
+                len(self._ended) > self._limits.max_ended
+                or self._ended_tokens > self._limits.max_ended_tokens
+            )
+            if not over and now < (oldest.timings.ended_at or 0.0) + self._limits.retain_s:
+                return
+            self._drop_ended(oldest.key)
+            yield oldest
+
+    def next_forget_at(self) -> float | None:
+        """When the oldest ended request is forgotten."""
+        if not self._ended:
+            return None
+        return (next(iter(self._ended.values())).timings.ended_at or 0.0) + self._limits.retain_s
+
+    def _drop_ended(self, key: RequestKey) -> RequestRecord | None:
+        record = self._ended.pop(key, None)
+        if record is not None:
+            self._ended_tokens -= record.replay_tokens
+        return record
+
+
+def _bytes_of(record: RequestRecord) -> int:
+    return 4 * len(record.spec.prompt)

@@ -1,0 +1,303 @@
+"""Requests to groups and tokens back: one Execute stream per group, replay after a fault.
+
+The orchestrator calls `group_ready` and `group_lost`; the front door calls `enqueue`, `end` and `extend`.
+All in one event loop. What it keeps true, whatever breaks: the tokens of a request are recorded once each
+and in order, because a message counts only if it belongs to the stream that is open now, names a sequence
+that this stream was given, and continues exactly where the record ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+from ryzanstein.v1.shard_worker_pb2 import EngineLimits, ExecuteResponse
+from ryzanstein.wire import unavailable
+
+from .dispatch import WaitingQueue, choose_group, replay_order
+from .errors import internal
+from .observers import GroupEvents, NoGroupEvents, NoMetrics, RequestMetrics
+from .recording import Broken, StepResult, record_from_caller, record_step
+from .requests import Clock, Ending, Place, RequestRecord
+from .serving_group import ServingGroup
+
+if TYPE_CHECKING:  # the name exists for type checkers only
+    from ryzanstein.v1.shard_worker_pb2_grpc import ShardWorkerServiceAsyncStub
+
+_log = structlog.get_logger()
+
+#: How often one request's stream from the leader may be wrong before the request is given up.
+_MOST_VIOLATIONS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterConfig:
+    """Bounds of waiting. All in seconds."""
+
+    #: Without any group that serves, requests wait so long and are then UNAVAILABLE. Longer than the wait
+    #: for a dead rank's replacement, or streams would end just before a smaller group takes them up.
+    no_group_grace_s: float = 45.0
+    #: A stream whose group is gone moves to another group that serves after so long. Longer than a group
+    #: with a hot spare needs to come back, because moving means prefilling elsewhere.
+    move_after_s: float = 2.0
+    #: Sequences that a group runs at once, for as long as none has said.
+    default_max_num_seqs: int = 64
+
+
+class Router:
+    """See the module. `clock` must be the one that the front door uses."""
+
+    def __init__(
+        self,
+        config: RouterConfig | None = None,
+        *,
+        metrics: RequestMetrics | None = None,
+        events: GroupEvents | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._config = config or RouterConfig()
+        self._metrics: RequestMetrics = metrics or NoMetrics()
+        self._events: GroupEvents = events or NoGroupEvents()
+        self._clock = clock
+        self._on_ended: Callable[[RequestRecord], None] = lambda _record: None
+        self._on_changed: Callable[[], None] = lambda: None
+        self._groups: dict[str, ServingGroup] = {}
+        self._queue = WaitingQueue()
+        self._last_sequence_id = 0
+        self._no_group_since: float | None = clock()
+
+    def connect(self, *, on_ended: Callable[[RequestRecord], None], on_changed: Callable[[], None]) -> None:
+        """The front door: told of every request that ends, whatever ended it, and when `tick` may be due
+        sooner than it said."""
+        self._on_ended, self._on_changed = on_ended, on_changed
+
+    # --- what the orchestrator calls
+
+    def group_ready(
+        self, group_id: str, epoch: int, stub: ShardWorkerServiceAsyncStub, limits: EngineLimits
+    ) -> int:
+        """The group serves in this epoch, led by the worker behind `stub`.
+
+        Returns how many requests that a group had before are submitted again. An epoch older than the known
+        one is ignored.
+        """
+        group = self._groups.setdefault(group_id, ServingGroup(group_id))
+        if epoch < group.epoch:
+            _log.warning("group_ready_of_old_epoch", group=group_id, epoch=epoch, current=group.epoch)
+            return 0
+        group.close()
+        self._stall(group)
+        group.epoch, group.limits, group.lost_at, group.silent = epoch, limits, None, True
+        self._no_group_since = None
+        returned = [record for record in self._queue.records() if record.timings.submitted_at is not None]
+        resumed = len(group.stalled) + len(returned)
+        group.open(
+            stub,
+            on_open=lambda: self._stream_opened(group),
+            on_step=lambda response: self._step(group, response),
+            on_broken=lambda reason: self._stream_broken(group, reason),
+        )
+        _log.info("group_ready", group=group_id, epoch=epoch, resumed=resumed, waiting=len(self._queue))
+        return resumed
+
+    def group_lost(self, group_id: str, epoch: int, reason: str) -> None:
+        """The group does not serve any more. Its streams stall until it does, or until they move."""
+        group = self._groups.get(group_id)
+        if group is None or epoch < group.epoch or group.lost_at is not None:
+            return
+        group.close()
+        self._stall(group)
+        group.epoch, group.lost_at = epoch, self._clock()
+        if all(other.lost_at is not None for other in self._groups.values()):
+            self._no_group_since = group.lost_at
+        _log.warning("group_lost", group=group_id, epoch=epoch, stalled=len(group.stalled), reason=reason)
+        self._pump()
+        self._on_changed()
+
+    # --- what the front door calls
+
+    @property
+    def capacity(self) -> int:
+        """Sequences that all known groups run at once."""
+        known = sum(group.limits.max_num_seqs for group in self._groups.values())
+        return known or self._config.default_max_num_seqs
+
+    @property
+    def epoch(self) -> int:
+        """Of the (first) group; 0 before the first is formed."""
+        return next((group.epoch for group in self._groups.values()), 0)
+
+    def counts(self) -> tuple[int, int]:
+        """Requests that run, and that wait for a group or for a place in it."""
+        running = sum(len(group.running) for group in self._groups.values())
+        stalled = sum(len(group.stalled) for group in self._groups.values())
+        return running, stalled + len(self._queue)
+
+    def refusal(self, now: float) -> str | None:
+        """Why nothing can be generated now nor soon; None while a request may hope."""
+        if self._no_group_since is None or now - self._no_group_since < self._config.no_group_grace_s:
+            return None
+        return f"no group has served for {now - self._no_group_since:.0f} s"
+
+    def enqueue(self, record: RequestRecord) -> None:
+        """A request that was admitted or revived: it goes to a group as soon as one has room."""
+        record.place = Place.WAITING
+        self._queue.push(record)
+        self._pump()
+
+    def end(self, record: RequestRecord, ending: Ending) -> None:
+        """Somebody outside ends it: it leaves its group at the next step."""
+        self._finish(record, ending)
+        self._pump()
+
+    def extend(self, record: RequestRecord, token_ids: Sequence[int]) -> None:
+        """The caller has more tokens of a living request than are recorded: theirs count; it goes on
+        there."""
+        group = self._groups.get(record.group_id or "")
+        ending = record_from_caller(record, token_ids)
+        if ending is not None:
+            self._finish(record, ending, flush=True)
+            return
+        self._queue.discard(record)
+        if group is not None:
+            group.remove(record)
+            self._submit(group, record)
+        else:
+            self.enqueue(record)
+
+    def tick(self, now: float) -> float | None:
+        """What only time decides. Returns when to call again at the latest; None: nothing waits for time."""
+        due: list[float] = []
+        if self._no_group_since is not None:
+            over_at = self._no_group_since + self._config.no_group_grace_s
+            if now >= over_at:
+                self._give_up(now)
+            else:
+                due.append(over_at)
+        elif any(group.ready for group in self._groups.values()):
+            for group in self._groups.values():
+                if group.lost_at is not None and group.stalled:
+                    move_at = group.lost_at + self._config.move_after_s
+                    if now >= move_at:
+                        self._move(group)
+                    else:
+                        due.append(move_at)
+        return min(due, default=None)
+
+    def close(self) -> None:
+        """Closes all streams. Requests stay as they are."""
+        for group in self._groups.values():
+            group.close()
+
+    # --- streams
+
+    def _stream_opened(self, group: ServingGroup) -> None:
+        for record in replay_order(group.take_stalled()):
+            self._submit(group, record)
+        self._pump()
+        self._on_changed()  # another group's streams may move here
+
+    def _stream_broken(self, group: ServingGroup, reason: str) -> None:
+        self._stall(group)
+        _log.warning("execute_stream_broken", group=group.group_id, epoch=group.epoch, reason=reason)
+        self._events.stream_broken(group.group_id, group.epoch, reason)
+        self._pump()
+
+    def _stall(self, group: ServingGroup) -> None:
+        for record in group.stall():
+            record.place = Place.WAITING
+            self._queue.push(record)
+
+    def _move(self, group: ServingGroup) -> None:
+        moving = group.take_stalled()
+        _log.info("streams_moved", group=group.group_id, epoch=group.epoch, moved=len(moving))
+        for record in moving:
+            record.place = Place.WAITING
+            self._queue.push(record)
+        self._pump()
+
+    def _give_up(self, now: float) -> None:
+        reason = self.refusal(now) or "no group serves"
+        stalled = [record for group in self._groups.values() for record in group.stalled.values()]
+        for record in [*self._queue.records(), *stalled]:
+            self._finish(record, Ending("unavailable", error=unavailable(reason), revivable=True))
+
+    # --- submitting
+
+    def _pump(self) -> None:
+        """Submits what waits, as long as a group has room."""
+        while len(self._queue):
+            group_id = choose_group(group.load for group in self._groups.values() if group.ready)
+            record = None if group_id is None else self._queue.pop()
+            if group_id is None or record is None:
+                return
+            self._submit(self._groups[group_id], record)
+
+    def _submit(self, group: ServingGroup, record: RequestRecord) -> None:
+        # A new id every time: what an earlier stream says about the request can't be taken for the new one's.
+        self._last_sequence_id += 1
+        group.submit(record, self._last_sequence_id)
+        if record.place is Place.RUNNING and record.timings.submitted_at is None:
+            record.timings.submitted_at = now = self._clock()
+            self._metrics.request_queued(record.timings.queue_s(now))
+
+    # --- steps
+
+    def _step(self, group: ServingGroup, response: ExecuteResponse) -> None:
+        if response.epoch != group.epoch:
+            _log.warning("step_of_old_epoch", group=group.group_id, epoch=response.epoch, current=group.epoch)
+            return
+        now = self._clock()
+        result = record_step(response.outputs, group.running, now)
+        if result.generated and group.silent:
+            group.silent = False
+            self._events.first_token_after_ready(group.group_id, group.epoch, now)
+        self._measure(group, response, result)
+        for ended in result.ended:
+            self._finish(ended.record, ended.ending, at_leader=ended.at_leader, flush=ended.flush)
+        for broken in result.broken:
+            self._submit_again(group, broken)
+        if result.ended:
+            self._pump()
+
+    def _measure(self, group: ServingGroup, response: ExecuteResponse, result: StepResult) -> None:
+        metrics = self._metrics
+        if result.generated:
+            metrics.generated_tokens(result.generated)
+        for seconds in result.first_tokens_s:
+            metrics.first_token(seconds)
+        for seconds, streams in result.gaps_s.items():
+            metrics.inter_token_latency(seconds, streams)
+        metrics.step(group.group_id, response.stats, response.step_duration_s)
+
+    def _submit_again(self, group: ServingGroup, broken: Broken) -> None:
+        """From where the record ends, a few times; then it is given up."""
+        record = broken.record
+        record.violations += 1
+        _log.error(
+            "sequence_broken",
+            group=group.group_id,
+            epoch=group.epoch,
+            request_id=record.spec.request_id,
+            reason=broken.reason,
+            times=record.violations,
+        )
+        if record.violations > _MOST_VIOLATIONS:
+            error = internal(f"the engine broke off {record.violations} times at token {len(record.output)}")
+            self._finish(record, Ending("error", error=error))
+            return
+        group.remove(record)
+        self._submit(group, record)
+
+    def _finish(
+        self, record: RequestRecord, ending: Ending, *, at_leader: bool = False, flush: bool = False
+    ) -> None:
+        self._queue.discard(record)
+        group = self._groups.get(record.group_id or "")
+        if group is not None:
+            group.remove(record, at_leader=at_leader)
+        record.end(ending, self._clock(), flush=flush)
+        self._on_ended(record)
