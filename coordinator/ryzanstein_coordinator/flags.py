@@ -26,34 +26,50 @@ def parse_bytes(text: str | int) -> int:
     """
     match = _SIZE.fullmatch(str(text).strip())
     if match is None:
-        raise typer.BadParameter(f"{text!r} is not a size: give bytes, or a number with a unit, such as 80GiB")
+        raise typer.BadParameter(
+            f"{text!r} is not a size: give bytes, or a number with a unit, such as 80GiB"
+        )
     unit = match["unit"].upper()
     base = 1024 if "I" in unit else 1000
     return int(float(match["number"]) * base ** _POWERS.get(unit[:1], 0))
 
 
 def configuration(
-    model_dir: Annotated[Path, typer.Argument(help="Hugging Face directory: config.json, tokenizer, safetensors")],
+    model_dir: Annotated[
+        Path, typer.Argument(help="Hugging Face directory: config.json, tokenizer, safetensors")
+    ],
     tensor_parallel_size: Annotated[int, typer.Option(help="ranks that the model is split over")] = 1,
     spares: Annotated[int, typer.Option(help="workers that stand by for a dead one")] = 0,
     data_parallel_size: Annotated[int, typer.Option(help="groups that each hold the whole model")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16")
+    ] = "auto",
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="0 picks a free one")] = 50051,
     http_port: Annotated[int, typer.Option(help="0 picks a free one")] = 8000,
     max_model_len: Annotated[
-        int | None, typer.Option(help="most tokens of prompt and output together; default: what the model allows and fits")
+        int | None,
+        typer.Option(
+            help="most tokens of prompt and output together; default: what the model allows and fits"
+        ),
     ] = None,
     max_num_seqs: Annotated[int, typer.Option(help="sequences that run at once")] = 64,
     max_batched_tokens: Annotated[
-        int | None, typer.Option(help="tokens of one step, prefill and decode together; default 512 on CPUs, 8192 on GPUs")
+        int | None,
+        typer.Option(
+            help="tokens of one step, prefill and decode together; default 512 on CPUs, 8192 on GPUs"
+        ),
     ] = None,
-    memory_utilization: Annotated[float, typer.Option(help="share of each device's memory to use, in (0, 1]")] = 0.9,
+    memory_utilization: Annotated[
+        float, typer.Option(help="share of each device's memory to use, in (0, 1]")
+    ] = 0.9,
     kv_cache_memory: Annotated[
         int | None, typer.Option(parser=parse_bytes, metavar="BYTES", help="KV cache per rank, e.g. 4GiB")
     ] = None,
-    cpu_threads: Annotated[int, typer.Option(help="threads of each local worker; 0 shares the processors out")] = 0,
+    cpu_threads: Annotated[
+        int, typer.Option(help="threads of each local worker; 0 shares the processors out")
+    ] = 0,
     replacement_wait: Annotated[
         float, typer.Option(metavar="SECONDS", help="how long a dead rank's replacement is waited for")
     ] = 30.0,
@@ -64,7 +80,9 @@ def configuration(
         float, typer.Option(metavar="SECONDS", help="most time that running streams get at the end")
     ] = 30.0,
     reproducible: Annotated[bool, typer.Option(help="the same request and seed give the same tokens")] = True,
-    insecure: Annotated[bool, typer.Option(help="listen on an address that other machines reach, unencrypted")] = False,
+    insecure: Annotated[
+        bool, typer.Option(help="listen on an address that other machines reach, unencrypted")
+    ] = False,
     config: ConfigFile = None,
 ) -> OrchestratorConfig:
     """The configuration that the flags make; raises ConfigError for the first that can't work."""

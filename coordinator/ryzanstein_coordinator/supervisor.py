@@ -7,12 +7,13 @@ When the parent itself is killed, the kernel ends its children.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 import structlog
@@ -61,10 +62,17 @@ class Supervisor:
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._stopping: set[str] = set()
 
-    async def keep(self, child: Child, *, on_start: Callable[[int], Awaitable[None]] | None = None) -> int:
-        """Runs the child until `stop` names it or it says that its configuration can't work.
+    async def keep(
+        self,
+        child: Child,
+        *,
+        is_final: Callable[[int], bool],
+        on_start: Callable[[int], Awaitable[None]] | None = None,
+    ) -> int:
+        """Runs the child, again and again, until `stop` names it or its end is final.
 
         Args:
+            is_final: whether an exit code means that starting it again is no use.
             on_start: awaited with a file descriptor on which the child may announce itself, after every start.
 
         Returns:
@@ -75,7 +83,7 @@ class Supervisor:
             started_at = time.monotonic()
             code = await self._run_once(child, on_start)
             lived_s = time.monotonic() - started_at
-            if child.name in self._stopping or code == EXIT_USAGE:
+            if child.name in self._stopping or is_final(code):
                 return code
             delay_s = self._policy.delay_s(lived_s, failures)
             failures = 0 if lived_s >= self._policy.healthy_after_s else failures + 1
@@ -83,6 +91,10 @@ class Supervisor:
             await asyncio.sleep(delay_s)
             if child.name in self._stopping:
                 return code
+
+    def expect_end(self, names: Iterable[str]) -> None:
+        """These are about to end by themselves; none is started again."""
+        self._stopping.update(names)
 
     async def stop(self, name: str, timeout_s: float) -> None:
         """SIGTERM, and SIGKILL when the child has not ended within `timeout_s`."""
@@ -141,11 +153,10 @@ ANNOUNCE_FD = "RYZANSTEIN_ANNOUNCE_FD"
 async def read_announcement(reader: int) -> str:
     """The one line that a child announces; empty if it ended before."""
     loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
     line = b""
     while not line.endswith(b"\n"):
-        ready = loop.create_future()
-        loop.add_reader(reader, lambda future=ready: future.done() or future.set_result(None))
+        ready: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(reader, _wake, ready)
         try:
             await ready
         finally:
@@ -155,6 +166,11 @@ async def read_announcement(reader: int) -> str:
             break
         line += chunk
     return line.decode().strip()
+
+
+def _wake(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
 
 
 def announce(line: str) -> None:
@@ -170,10 +186,8 @@ def _die_with_parent() -> None:
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
         process.send_signal(number)
-    except ProcessLookupError:
-        pass  # it has just ended by itself
 
 
 def _describe(code: int) -> str:

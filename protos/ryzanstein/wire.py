@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 #: Largest message either side accepts. A 128k-token prompt of ids is under 1 MB; a prompt of 10 MB is refused.
@@ -92,7 +91,7 @@ async def abort_with(context: grpc.aio.ServicerContext[Any, Any], error: StatusE
     await context.abort(error.code, error.message, trailing)
 
 
-class StatusInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class StatusInterceptor(grpc.aio.ServerInterceptor):
     """The one place where an exception becomes a status.
 
     `on_internal(method, error)` is told of every exception that is not a `StatusError`: that is a defect of ours,
@@ -104,40 +103,48 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        handler = await continuation(handler_call_details)
+    ) -> Any:
+        handler: Any = await continuation(handler_call_details)
         if handler is None:  # unknown method: gRPC answers UNIMPLEMENTED by itself
             return handler
         method = handler_call_details.method
         if handler.response_streaming:
-            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            wrap = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+            inner = handler.stream_stream or handler.unary_stream
 
             async def stream(request: Any, context: Any) -> Any:
                 try:
-                    async for response in inner(request, context):  # type: ignore[misc,operator]
+                    async for response in inner(request, context):
                         yield response
                 except Exception as error:  # noqa: BLE001 - this is where every exception ends
                     await self._fail(method, context, error)
 
-            behaviour: Any = stream
-        else:
-            inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
-            wrap = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+            wrap = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            return wrap(stream, handler.request_deserializer, handler.response_serializer)
+        inner = handler.stream_unary or handler.unary_unary
 
-            async def unary(request: Any, context: Any) -> Any:
-                try:
-                    return await inner(request, context)  # type: ignore[misc,operator]
-                except Exception as error:  # noqa: BLE001 - this is where every exception ends
-                    await self._fail(method, context, error)
+        async def unary(request: Any, context: Any) -> Any:
+            try:
+                return await inner(request, context)
+            except Exception as error:  # noqa: BLE001 - this is where every exception ends
+                await self._fail(method, context, error)
 
-            behaviour = unary
-        return wrap(behaviour, handler.request_deserializer, handler.response_serializer)  # type: ignore[operator]
+        wrap = (
+            grpc.stream_unary_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        return wrap(unary, handler.request_deserializer, handler.response_serializer)
 
     async def _fail(self, method: str, context: Any, error: Exception) -> None:
-        if isinstance(error, grpc.aio.AbortError):  # raised by context.abort itself: the status is set already
+        if isinstance(
+            error, grpc.aio.AbortError
+        ):  # raised by context.abort itself: the status is set already
             raise error
         if isinstance(error, StatusError):
             await abort_with(context, error)
@@ -154,7 +161,7 @@ def to_plain(message: Message) -> dict[str, Any]:
     return {field.name: _plain_field(message, field) for field in message.DESCRIPTOR.fields}
 
 
-def _plain_field(message: Message, field: FieldDescriptor) -> Any:
+def _plain_field(message: Message, field: Any) -> Any:
     value = getattr(message, field.name)
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         return {str(key): entry for key, entry in value.items()}
@@ -165,7 +172,7 @@ def _plain_field(message: Message, field: FieldDescriptor) -> Any:
     return _plain_value(field, value)
 
 
-def _plain_value(field: FieldDescriptor, value: Any) -> Any:
+def _plain_value(field: Any, value: Any) -> Any:
     if field.message_type is not None:
         return to_plain(value)
     if field.enum_type is not None:

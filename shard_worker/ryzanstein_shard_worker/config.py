@@ -56,7 +56,9 @@ class DistributedConfig:
         if not 0 <= self.port < 65536:
             raise ConfigError(f"--port: {self.port} is not in 0..65535")
         if not 1 <= self.cpu_threads <= (os.cpu_count() or 1) * 4:
-            raise ConfigError(f"--cpu-threads: {self.cpu_threads} on a machine with {os.cpu_count()} processors")
+            raise ConfigError(
+                f"--cpu-threads: {self.cpu_threads} on a machine with {os.cpu_count()} processors"
+            )
         if not 0.005 <= self.keep_alive_s <= 5.0:
             raise ConfigError(f"keep_alive_s: {self.keep_alive_s} is not in 0.005..5")
         if self.model_dir is not None and not self.model_dir.is_dir():

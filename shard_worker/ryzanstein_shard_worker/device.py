@@ -7,7 +7,6 @@ import platform
 from pathlib import Path
 
 import torch
-
 from ryzanstein.v1 import cluster_pb2
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -57,7 +56,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def host_id() -> str:
-    """Equal for processes that can share memory and see each other: the kernel's boot and the namespaces they are in."""
+    """Equal for processes that can share memory and see each other: the kernel's boot and their namespaces."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     namespaces = [str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("pid", "net")]
     return "/".join([boot, *namespaces])
@@ -65,7 +64,9 @@ def host_id() -> str:
 
 def _describe_cuda(device: torch.device) -> cluster_pb2.Device:
     if not torch.cuda.is_available():
-        raise DeviceError(f"--device {device}: torch {torch.__version__} finds no CUDA here; use --device cpu")
+        raise DeviceError(
+            f"--device {device}: torch {torch.__version__} finds no CUDA here; use --device cpu"
+        )
     count = torch.cuda.device_count()
     if device.index is None or device.index >= count:
         raise DeviceError(f"--device {device}: this machine has cuda:0 to cuda:{count - 1}")

@@ -9,26 +9,24 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import structlog
 import torch
-
 from ryzanstein.v1 import cluster_pb2, shard_worker_pb2
 
 from .communication import CommunicationError, CommunicationProfiler
 from .config import DistributedConfig
-from .device import allocate_kv_pool
 from .inbox import Inbox
 from .kv_cache import BlockAllocator
 from .paged_attention import KVPool
 from .process_groups import Group, ProcessGroupManager
 from .runner import Runner
 from .scheduler import Limits, Scheduler
-from .shard import Shard, ShardKey, load_shard
+from .shard import Shard, ShardKey, build_shard
 from .step_loop import Progress, Publish, StepLoop, follow, lead
 
 log = structlog.get_logger(__name__)
@@ -177,24 +175,24 @@ class Engine:
         self._release()  # before the new weights, not beside them
         self._set(state=cluster_pb2.WORKER_STATE_LOADING, phase="loading", load_progress=0.0, fault=None)
 
-        def progressed(fraction: float) -> None:
-            self.status = replace(self.status, load_progress=fraction)
-
         try:
-            shard = load_shard(
-                request, model_dir=self._config.model_dir, device=self._device, progress=progressed
-            )
+            shard = build_shard(request, model_dir=self._config.model_dir, device=self._device)
+            if shard.index is not None:
+                shard.read(self._device, self._progressed)
         except BaseException:
             self._set(state=cluster_pb2.WORKER_STATE_STANDBY, phase="waiting", load_progress=0.0)
             raise
         self._shard = shard
         self._set(
             state=cluster_pb2.WORKER_STATE_STANDBY,
-            phase="loaded",
-            load_progress=1.0,
+            phase="loaded" if shard.loaded else "waiting for a peer's weights",
+            load_progress=float(shard.loaded),
             weights_bytes=shard.weights_bytes,
         )
         return shard
+
+    def _progressed(self, fraction: float) -> None:
+        self.status = replace(self.status, load_progress=fraction)
 
     def _release(self) -> None:
         self._shard = self._pool = None
@@ -227,20 +225,26 @@ class Engine:
 
     def _enter(self, request: shard_worker_pb2.JoinGroupRequest) -> None:
         shard = self._shard
-        if shard is None or shard.key.rank != request.rank or shard.key.tensor_parallel_size != len(request.members):
+        if (
+            shard is None
+            or shard.key.rank != request.rank
+            or shard.key.tensor_parallel_size != len(request.members)
+        ):
             raise RuntimeError(f"rank {request.rank} of {len(request.members)} has no shard loaded here")
-        self._set(
-            state=cluster_pb2.WORKER_STATE_LOADING, phase="forming", epoch=request.epoch, fault=None
-        )
+        self._set(state=cluster_pb2.WORKER_STATE_LOADING, phase="forming", epoch=request.epoch, fault=None)
         group = self._groups.join(request, self._device)
         profiler = CommunicationProfiler(group.handler)
         shard.handler.bind(profiler)
         self._membership = _Membership(group, Inbox(), profiler)
+        sources = parameter_sources(request.members)
+        if sources:
+            self._set(phase="handing over weights")
+            shard.exchange(group.handler, sources, self._device, self._progressed)
         limits = request.limits
         if self._pool is None or self._pool.num_blocks != limits.num_blocks:
-            self._pool = None
-            self._pool = allocate_kv_pool(shard.config, shard.key, limits, self._device)
-        self._set(phase="warming up", kv_cache_bytes=self._pool.bytes)
+            self._pool = None  # before the new one, not beside it
+            self._pool = shard.allocate_pool(limits, self._device)
+        self._set(phase="warming up", weights_bytes=shard.weights_bytes, kv_cache_bytes=self._pool.bytes)
         self._runner = Runner(shard.model, self._pool, cpu_threads=self._config.cpu_threads)
         self._runner.warm_up(limits.max_batched_tokens)
         group.handler.barrier()  # no rank serves before all are warm
@@ -255,7 +259,12 @@ class Engine:
         )
         group = membership.group
         loop = StepLoop(
-            request.epoch, membership.profiler, group.step_channel, scheduler, self._runner, membership.progress
+            request.epoch,
+            membership.profiler,
+            group.step_channel,
+            scheduler,
+            self._runner,
+            membership.progress,
         )
         try:
             if group.rank == 0:
@@ -264,7 +273,9 @@ class Engine:
                 follow(loop, timeout_s=request.collective_timeout_s)
         except Exception as error:  # noqa: BLE001 - whatever it is, this rank has left the group and says why
             fault = describe_fault(error, request.epoch, membership.profiler)
-            log.warning("step_failed", kind=fault.kind, error=fault.message, rank=group.rank, epoch=request.epoch)
+            log.warning(
+                "step_failed", kind=fault.kind, error=fault.message, rank=group.rank, epoch=request.epoch
+            )
             self._leave(request.epoch, fault)
         else:
             self._leave(request.epoch, None)
@@ -274,6 +285,15 @@ class Engine:
             self._shard.handler.unbind()
         self._groups.leave(epoch)
         self._set(state=cluster_pb2.WORKER_STATE_STANDBY, phase="loaded", epoch=0, fault=fault)
+
+
+def parameter_sources(members: Sequence[shard_worker_pb2.GroupMember]) -> dict[int, int]:
+    """Which rank gives its weights to which: those with files share the work of those without."""
+    sources = [member.rank for member in members if member.has_checkpoint]
+    needy = [member.rank for member in members if not member.has_checkpoint]
+    if needy and not sources:
+        raise RuntimeError("no rank has the checkpoint; put it on one host of the group at least")
+    return {rank: sources[i % len(sources)] for i, rank in enumerate(needy)}
 
 
 def describe_fault(error: Exception, epoch: int, handler: CommunicationProfiler) -> cluster_pb2.Fault:

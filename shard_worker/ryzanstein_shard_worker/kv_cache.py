@@ -25,7 +25,9 @@ class BlockAllocator:
             ValueError: there is no block beside the scratch block.
         """
         if num_blocks < 2 or block_size < 1:
-            raise ValueError(f"a KV pool needs 2 blocks or more of 1 token or more, not {num_blocks} of {block_size}")
+            raise ValueError(
+                f"a KV pool needs 2 blocks or more of 1 token or more, not {num_blocks} of {block_size}"
+            )
         self.num_blocks = num_blocks
         self.block_size = block_size
         # A stack: the block freed last is warm in the caches and goes out first.

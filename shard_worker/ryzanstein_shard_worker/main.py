@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
 from ryzanstein.logs import configure_logging
 from ryzanstein.program import EXIT_FAILED, ConfigFile
 
@@ -33,12 +32,16 @@ def shard_worker(
     worker_id: Annotated[
         str, typer.Option(help="name in the cluster, the same over restarts; default HOST:DEVICE")
     ] = "",
-    host: Annotated[str, typer.Option(help="address to listen on, reachable by the coordinator")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="address to listen on, reachable by the coordinator")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 picks a free one")] = 0,
     model_dir: Annotated[
         Path | None, typer.Option(help="this machine's copy of the model; default: the coordinator's path")
     ] = None,
-    cpu_threads: Annotated[int, typer.Option(help="threads of one step on a CPU; 0: one for each processor")] = 0,
+    cpu_threads: Annotated[
+        int, typer.Option(help="threads of one step on a CPU; 0: one for each processor")
+    ] = 0,
     insecure: Annotated[bool, typer.Option(help="listen on an address that other machines reach")] = False,
     config: ConfigFile = None,
 ) -> None:
@@ -78,7 +81,6 @@ async def run(config: DistributedConfig) -> None:
     """
     import grpc
     import structlog
-
     from ryzanstein.v1 import shard_worker_pb2_grpc
     from ryzanstein.wire import SERVER_OPTIONS, StatusInterceptor
 
@@ -110,14 +112,18 @@ async def run(config: DistributedConfig) -> None:
 
     servicer = ShardWorkerServicer(engine, on_drain=begin_drain)
     server = grpc.aio.server(
-        interceptors=[StatusInterceptor(lambda method, error: log.error("internal", method=method, exc_info=error))],
+        interceptors=[
+            StatusInterceptor(lambda method, error: log.error("internal", method=method, exc_info=error))
+        ],
         options=SERVER_OPTIONS,
     )
     shard_worker_pb2_grpc.add_ShardWorkerServiceServicer_to_server(servicer, server)
     try:
         port = server.add_insecure_port(f"{config.host}:{config.port}")
     except RuntimeError as error:
-        raise WorkerError(f"can't listen on {config.host}:{config.port}: {error}; choose another --port") from None
+        raise WorkerError(
+            f"can't listen on {config.host}:{config.port}: {error}; choose another --port"
+        ) from None
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, begin_drain, signal.Signals(number).name)
     engine.start()

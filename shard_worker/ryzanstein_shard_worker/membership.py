@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator
 import grpc
 import structlog
 import torch
-
 from ryzanstein import NUMERICS_VERSION, WIRE_VERSION
 from ryzanstein.v1 import cluster_pb2, cluster_pb2_grpc
 from ryzanstein.wire import CHANNEL_OPTIONS
@@ -60,11 +59,15 @@ class Membership:
         attempt = 0
         while True:
             try:
-                async with grpc.aio.insecure_channel(self._config.coordinator, options=CHANNEL_OPTIONS) as channel:
+                async with grpc.aio.insecure_channel(
+                    self._config.coordinator, options=CHANNEL_OPTIONS
+                ) as channel:
                     stub = cluster_pb2_grpc.ClusterServiceStub(channel)
                     registration.highest_epoch = self.highest_epoch
                     reply = await stub.Register(registration, timeout=5.0)
-                    log.info("registered", coordinator=self._config.coordinator, worker=self._config.worker_id)
+                    log.info(
+                        "registered", coordinator=self._config.coordinator, worker=self._config.worker_id
+                    )
                     attempt = 0
                     await self._beat(stub, reply.heartbeat_interval_s)
             except grpc.aio.AioRpcError as error:
@@ -72,7 +75,9 @@ class Membership:
                     raise RefusedError(error.details() or "the coordinator refused this worker") from None
                 if attempt == 0:  # on change, not on every try
                     log.warning(
-                        "coordinator_away", coordinator=self._config.coordinator, status=error.code().name.lower()
+                        "coordinator_away",
+                        coordinator=self._config.coordinator,
+                        status=error.code().name.lower(),
                     )
             attempt += 1
             await asyncio.sleep(min(0.05 * 2 ** min(attempt, 5), 1.0))
@@ -120,7 +125,9 @@ class Membership:
             beat.progress_age_s = self._engine.progress_age_s()
             beat.communication_ratio = membership.profiler.ratio
             last = membership.profiler.last
-            beat.last_collective.CopyFrom(cluster_pb2.LastCollective(name=last.operation, sequence=last.sequence))
+            beat.last_collective.CopyFrom(
+                cluster_pb2.LastCollective(name=last.operation, sequence=last.sequence)
+            )
         return beat
 
     def _registration(self, address: str) -> cluster_pb2.RegisterRequest:

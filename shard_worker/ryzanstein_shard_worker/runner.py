@@ -75,6 +75,8 @@ class Runner:
         padding = [BlockAllocator.SCRATCH_BLOCK] * width
         return StepLayout(
             query_start=torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int32),
-            context_len=torch.tensor([piece.start + piece.count for piece in batch.slices], dtype=torch.int32),
+            context_len=torch.tensor(
+                [piece.start + piece.count for piece in batch.slices], dtype=torch.int32
+            ),
             block_table=torch.tensor([table + padding[len(table) :] for table in tables], dtype=torch.int32),
         )

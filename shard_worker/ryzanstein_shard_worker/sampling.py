@@ -11,9 +11,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
 from ryzanstein.v1 import sampling_pb2
+from torch import Tensor
 
 from .philox import gumbel_noise
 from .sequence import Sequence
@@ -50,7 +49,9 @@ def sample(logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
         params = sequence.params
         token = greedy[row] if _is_plain_greedy(params) else _draw(logits[row], sequence)
         wanted = params.HasField("logprobs")
-        results.append(Sampled(sequence, token, _logprobs(logits[row], token, params.logprobs) if wanted else None))
+        results.append(
+            Sampled(sequence, token, _logprobs(logits[row], token, params.logprobs) if wanted else None)
+        )
     return results
 
 
@@ -86,9 +87,11 @@ def _penalised(logits: Tensor, sequence: Sequence) -> Tensor:
     logits = logits.clone()
     vocabulary = logits.shape[0]
     if params.repetition_penalty not in (0.0, 1.0):
-        seen = torch.tensor(sequence.tokens, device=logits.device).unique()
+        seen = torch.tensor(sorted(set(sequence.tokens)), device=logits.device)
         rows = logits[seen]
-        logits[seen] = torch.where(rows > 0, rows / params.repetition_penalty, rows * params.repetition_penalty)
+        logits[seen] = torch.where(
+            rows > 0, rows / params.repetition_penalty, rows * params.repetition_penalty
+        )
     if params.frequency_penalty or params.presence_penalty:
         output = torch.tensor(sequence.tokens[sequence.num_prompt :], dtype=torch.int64, device=logits.device)
         counts = torch.bincount(output, minlength=vocabulary)
@@ -132,7 +135,9 @@ def _logprobs(logits: Tensor, token: int, top: int) -> sampling_pb2.TokenLogprob
     message = sampling_pb2.TokenLogprobs(token_id=token, logprob=float(logits[token] - normaliser))
     if top:
         values, ids = torch.topk(logits, min(top, logits.shape[0]))
-        ranked = sorted(zip((values - normaliser).tolist(), ids.tolist(), strict=True), key=lambda p: (-p[0], p[1]))
+        ranked = sorted(
+            zip((values - normaliser).tolist(), ids.tolist(), strict=True), key=lambda p: (-p[0], p[1])
+        )
         for logprob, token_id in ranked:
             message.top.add(token_id=token_id, logprob=logprob)
     return message

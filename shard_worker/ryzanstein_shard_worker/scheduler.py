@@ -139,7 +139,12 @@ class Scheduler:
         """64 bits over everything that the next batch depends on: equal on all ranks or something is wrong."""
         numbers = [self.allocator.num_free, len(self.running), len(self.waiting)]
         for sequence in self.running:
-            numbers += (sequence.sequence_id, len(sequence.tokens), sequence.num_computed, sequence.tokens[-1])
+            numbers += (
+                sequence.sequence_id,
+                len(sequence.tokens),
+                sequence.num_computed,
+                sequence.tokens[-1],
+            )
             numbers += sequence.blocks[-1:]
         numbers += [sequence.sequence_id for sequence in self.waiting]
         packed = struct.pack(f"<{len(numbers)}Q", *numbers)
@@ -176,7 +181,9 @@ class Scheduler:
         """Blocks for `count` more tokens, pre-empting those that arrived last. `kept` are in the batch already."""
         needed = blocks_for(sequence.num_computed + count, self.allocator.block_size) - len(sequence.blocks)
         while needed > 0 and not self.allocator.can_allocate(needed):
-            victims = [s for s in self.running if id(s) not in kept and _queue_order(s) > _queue_order(sequence)]
+            victims = [
+                s for s in self.running if id(s) not in kept and _queue_order(s) > _queue_order(sequence)
+            ]
             if not victims:
                 return False
             self._preempt(max(victims, key=_queue_order))
@@ -195,7 +202,9 @@ class Scheduler:
 
     def _drop_too_long(self, sequence: Sequence) -> tuple[Sequence, FinishReason.ValueType, str]:
         self.remove(sequence.sequence_id)
-        message = f"{len(sequence.tokens)} tokens don't fit into the KV cache of {self.allocator.capacity_tokens}"
+        message = (
+            f"{len(sequence.tokens)} tokens don't fit into the KV cache of {self.allocator.capacity_tokens}"
+        )
         return sequence, sampling_pb2.FINISH_REASON_ERROR, message
 
 

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
-
 from ryzanstein.model_plan import ModelError
 from ryzanstein.v1 import shard_worker_pb2, shard_worker_pb2_grpc
 from ryzanstein.wire import StatusError, invalid_argument, stale_epoch, unavailable
@@ -58,9 +57,14 @@ class ShardWorkerServicer(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
         except ModelError as error:
             raise invalid_argument(str(error)) from error
         except (MemoryError, RuntimeError) as error:
-            raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"loading the shard failed: {error}") from error
+            raise StatusError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"loading the shard failed: {error}"
+            ) from error
         return shard_worker_pb2.LoadShardResponse(
-            epoch=self._epoch, loaded=shard.loaded, weights_bytes=shard.weights_bytes, duration_s=shard.duration_s
+            epoch=self._epoch,
+            loaded=shard.loaded,
+            weights_bytes=shard.weights_bytes,
+            duration_s=shard.duration_s,
         )
 
     async def JoinGroup(  # noqa: N802
@@ -99,7 +103,9 @@ class ShardWorkerServicer(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
         commands.add_done_callback(lambda _: outputs.put_nowait(None))
         try:
             while (response := await outputs.get()) is not None:
-                alive.difference_update(output.sequence_id for output in response.outputs if output.finish_reason)
+                alive.difference_update(
+                    output.sequence_id for output in response.outputs if output.finish_reason
+                )
                 yield response
             if not commands.done():
                 raise unavailable(f"epoch {epoch} is over on this worker")

@@ -1,4 +1,4 @@
-"""One rank's part of the weights: built, loaded, packed, and kept over every epoch that this rank keeps its place."""
+"""One rank's part of the weights: built, loaded, packed, and kept for as long as the rank keeps its place."""
 
 from __future__ import annotations
 
@@ -9,17 +9,28 @@ from pathlib import Path
 
 import structlog
 import torch
-
-from ryzanstein.model_plan import CheckpointIndex, ModelConfig, ModelError, open_checkpoint, read_model_config
+from ryzanstein.model_plan import (
+    CheckpointIndex,
+    ModelConfig,
+    ModelError,
+    decode_model_config,
+    kv_head_range,
+    open_checkpoint,
+    read_model_config,
+)
 from ryzanstein.v1 import shard_worker_pb2
 
-from .checkpoint import DistributedCheckpointLoader
-from .communication import RebindableHandler
+from .checkpoint import DistributedCheckpointLoader, DistributedParameterInitializer
+from .communication import CommunicationHandler, RebindableHandler
 from .models import Decoder, build_model
+from .paged_attention import KVPool
 
 log = structlog.get_logger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+#: Told the loaded fraction, 0 to 1.
+Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,61 +46,117 @@ class ShardKey:
     @classmethod
     def of(cls, request: shard_worker_pb2.LoadShardRequest) -> ShardKey:
         model = request.model
-        return cls(model.fingerprint, model.dtype, model.max_model_len, request.rank, request.tensor_parallel_size)
+        return cls(
+            model.fingerprint, model.dtype, model.max_model_len, request.rank, request.tensor_parallel_size
+        )
 
 
 @dataclass(slots=True)
 class Shard:
-    """The model of one rank. `loaded` is False while the weights have to come from a peer."""
+    """The model of one rank."""
 
     key: ShardKey
     config: ModelConfig
     model: Decoder
+    #: What the layers hold; a group's handler is bound to it for each epoch.
     handler: RebindableHandler
+    #: Of this worker's files; None on a host without them.
     index: CheckpointIndex | None
-    loaded: bool
-    duration_s: float
+    #: False while the weights have to come from a peer.
+    loaded: bool = False
+    duration_s: float = 0.0
 
     @property
     def weights_bytes(self) -> int:
-        return self.model.weights_bytes
+        return self.model.weights_bytes if self.loaded else 0
+
+    def read(self, device: torch.device, progress: Progress) -> None:
+        """Fills the model from this worker's files, packing layer by layer.
+
+        Raises:
+            ModelError: a tensor is missing or wrong, or a file changed; names both.
+        """
+        assert self.index is not None
+        started_at = time.monotonic()
+        key = self.key
+        loader = DistributedCheckpointLoader(
+            self.index, self.config, key.rank, key.tensor_parallel_size, DTYPES[key.dtype], device
+        )
+        loader.load(self.model, progress, self.model.pack_module)
+        self._complete(started_at, "files")
+
+    def exchange(
+        self,
+        handler: CommunicationHandler,
+        source_rank_of: dict[int, int],
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        """Gives weights to ranks without files, or takes them from one that has them. All ranks call it together.
+
+        Raises:
+            InitializationError: the ranks don't agree; CommunicationError: a rank failed on the way.
+        """
+        started_at = time.monotonic()
+        initializer = DistributedParameterInitializer(handler, self.config, DTYPES[self.key.dtype], device)
+        initializer.initialize(
+            None if self.loaded else self.model, source_rank_of, self.index, progress, self.model.pack_module
+        )
+        if not self.loaded:
+            self._complete(started_at, "peer")
+
+    def allocate_pool(self, limits: shard_worker_pb2.EngineLimits, device: torch.device) -> KVPool:
+        """Pages for this rank's key-value heads."""
+        first, last = kv_head_range(self.config, self.key.rank, self.key.tensor_parallel_size)
+        return KVPool(
+            self.config.num_layers,
+            limits.num_blocks,
+            last - first,
+            self.config.head_dim,
+            block_size=limits.block_size,
+            dtype=DTYPES[self.key.dtype],
+            device=device,
+        )
+
+    def _complete(self, started_at: float, source: str) -> None:
+        self.loaded = True
+        self.duration_s = time.monotonic() - started_at
+        log.info(
+            "shard_loaded",
+            rank=self.key.rank,
+            source=source,
+            weights_bytes=self.weights_bytes,
+            seconds=round(self.duration_s, 3),
+        )
 
 
-def load_shard(
-    request: shard_worker_pb2.LoadShardRequest,
-    *,
-    model_dir: Path | None,
-    device: torch.device,
-    progress: Callable[[float], None],
+def build_shard(
+    request: shard_worker_pb2.LoadShardRequest, *, model_dir: Path | None, device: torch.device
 ) -> Shard:
-    """Builds this rank's modules and fills them from the checkpoint's slices.
+    """This rank's modules, without their weights.
 
     Args:
         request: model, rank and size of the group.
-        model_dir: this worker's own copy; None means the directory that the coordinator named.
-        device: where the weights go.
-        progress: told the loaded fraction, 0 to 1.
+        model_dir: this worker's own copy; None means the directory that the coordinator named, if this host has it.
 
     Raises:
-        ModelError: the checkpoint is not the one that the coordinator serves, or a tensor is wrong; names both.
+        ModelError: the checkpoint here is not the one that the coordinator serves.
     """
-    started_at = time.monotonic()
     directory = model_dir or Path(request.model.path)
-    config = read_model_config(directory)
-    index = open_checkpoint(directory)
-    if request.model.fingerprint and index.fingerprint != request.model.fingerprint:
-        raise ModelError(
-            f"{directory} is another checkpoint (fingerprint {index.fingerprint[:12]}) than the coordinator serves "
-            f"({request.model.fingerprint[:12]}): copy the coordinator's directory or point --model-dir to it"
-        )
-    dtype = DTYPES[request.model.dtype]
+    index = None
+    if directory.is_dir():
+        config = read_model_config(directory)
+        index = open_checkpoint(directory)
+        if request.model.fingerprint and index.fingerprint != request.model.fingerprint:
+            raise ModelError(
+                f"{directory} is another checkpoint (fingerprint {index.fingerprint[:12]}) than the coordinator "
+                f"serves ({request.model.fingerprint[:12]}): copy the coordinator's directory or point --model-dir "
+                "to such a copy"
+            )
+    else:
+        log.info("no_checkpoint_here", directory=str(directory))
+        config = decode_model_config(request.model.config_json)
     handler = RebindableHandler(request.rank, request.tensor_parallel_size)
+    dtype = DTYPES[request.model.dtype]
     model = build_model(config, handler, dtype, device, max_positions=request.model.max_model_len)
-    loader = DistributedCheckpointLoader(
-        index, config, request.rank, request.tensor_parallel_size, dtype, device
-    )
-    loader.load(model, progress)
-    duration_s = time.monotonic() - started_at
-    shard = Shard(ShardKey.of(request), config, model, handler, index, True, duration_s)
-    log.info("shard_loaded", rank=request.rank, weights_bytes=shard.weights_bytes, seconds=round(duration_s, 3))
-    return shard
+    return Shard(ShardKey.of(request), config, model, handler, index)

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from torch import Tensor
-
 from ryzanstein.v1 import sampling_pb2, shard_worker_pb2
+from torch import Tensor
 
 from .communication import CommunicationProfiler, StepChannel
 from .inbox import Inbox
@@ -170,6 +169,9 @@ def _response(
     for sequence, reason, error in batch.dropped:
         assert reason != UNFINISHED
         response.outputs.add(
-            sequence_id=sequence.sequence_id, first_index=sequence.num_output, finish_reason=reason, error=error
+            sequence_id=sequence.sequence_id,
+            first_index=sequence.num_output,
+            finish_reason=reason,
+            error=error,
         )
     return response

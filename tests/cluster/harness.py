@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -21,7 +22,8 @@ import psutil
 
 BUNDLED_MODEL = Path(__file__).parents[2] / "coordinator" / "ryzanstein_coordinator" / "bundled_model"
 READY = re.compile(
-    r"ready grpc=(?P<grpc>\S+) http=(?P<http>\S+) model=(?P<model>\S+) tensor_parallel=(?P<size>\d+) epoch=(?P<epoch>\d+)"
+    r"ready grpc=(?P<grpc>\S+) http=(?P<http>\S+) model=(?P<model>\S+) "
+    r"tensor_parallel=(?P<size>\d+) epoch=(?P<epoch>\d+)"
 )
 #: Variables of the outer environment that would configure the programs under test.
 _FOREIGN = ("RYZANSTEIN_", "GRPC_", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
@@ -93,10 +95,8 @@ class Program:
         if self.process.poll() is None:
             self.process.kill()
         for child in tree:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
-            except psutil.NoSuchProcess:
-                pass
         psutil.wait_procs(tree, timeout=10)
         self.wait(10)
         for stream in (self.process.stdout, self.process.stderr):
@@ -110,7 +110,9 @@ class Program:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            print(f"--- standard error of {' '.join(self.command[2:])}\n{self.stderr[-8000:]}", file=sys.stderr)
+            print(
+                f"--- standard error of {' '.join(self.command[2:])}\n{self.stderr[-8000:]}", file=sys.stderr
+            )
         self.close()
 
     def _read_stdout(self) -> None:
@@ -126,10 +128,15 @@ class Program:
 
 
 class Cluster(Program):
-    """`ryzanstein serve MODEL` on free ports; the constructor returns when the process runs, `ready` when it serves."""
+    """`ryzanstein serve MODEL` on free ports. The constructor returns when it runs, `ready` when it serves."""
 
     def __init__(
-        self, state_dir: Path, model: Path = BUNDLED_MODEL, *flags: str, tensor_parallel_size: int = 2, **extra: str
+        self,
+        state_dir: Path,
+        model: Path = BUNDLED_MODEL,
+        *flags: str,
+        tensor_parallel_size: int = 2,
+        **extra: str,
     ) -> None:
         super().__init__(
             "serve",

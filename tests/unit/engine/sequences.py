@@ -18,7 +18,14 @@ def submission(
     **sampling: Any,
 ) -> shard_worker_pb2.SubmitSequence:
     """What the coordinator would send; greedy unless `sampling` says otherwise."""
-    params = {"max_tokens": 16, "temperature": 0.0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 0, **sampling}
+    params = {
+        "max_tokens": 16,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "repetition_penalty": 1.0,
+        "seed": 0,
+        **sampling,
+    }
     return shard_worker_pb2.SubmitSequence(
         sequence_id=sequence_id,
         request_id=f"request-{sequence_id}",

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from ryzanstein_shard_worker.sampling import sample
 
 from .sequences import sequence
@@ -18,9 +17,19 @@ from .sequences import sequence
 def draws(logits: list[float], count: int, **sampling: Any) -> list[int]:
     """One token for each of `count` seeds."""
     row = torch.tensor([logits])
-    return [sample(row, [sequence(temperature=sampling.get("temperature", 1.0), seed=seed, **{
-        key: value for key, value in sampling.items() if key != "temperature"
-    })])[0].token for seed in range(count)]
+    return [
+        sample(
+            row,
+            [
+                sequence(
+                    temperature=sampling.get("temperature", 1.0),
+                    seed=seed,
+                    **{key: value for key, value in sampling.items() if key != "temperature"},
+                )
+            ],
+        )[0].token
+        for seed in range(count)
+    ]
 
 
 def test_greedy_takes_the_most_probable_and_the_first_of_equals() -> None:
@@ -123,8 +132,16 @@ def test_a_row_that_is_not_finite_is_an_error_of_its_own_sequence_only(poison: f
 def test_whatever_the_parameters_the_draw_repeats_and_is_in_the_vocabulary(
     seed: int, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
-    logits = torch.linspace(-4, 4, 50)[torch.randperm(50, generator=torch.Generator().manual_seed(seed % 97))][None]
-    params = {"seed": seed, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    logits = torch.linspace(-4, 4, 50)[
+        torch.randperm(50, generator=torch.Generator().manual_seed(seed % 97))
+    ][None]
+    params: dict[str, Any] = {
+        "seed": seed,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+    }
     first = sample(logits, [sequence(**params)])[0].token
     assert first == sample(logits, [sequence(**params)])[0].token
     assert 0 <= first < 50

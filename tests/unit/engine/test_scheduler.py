@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from ryzanstein.v1 import sampling_pb2, shard_worker_pb2
 from ryzanstein_shard_worker.kv_cache import BlockAllocator, blocks_for
 from ryzanstein_shard_worker.scheduler import Batch, Limits, Scheduler
@@ -54,7 +53,9 @@ class Engine:
             self.output.setdefault(sequence.sequence_id, []).append(token)
             if reason:
                 self.ended[sequence.sequence_id] = reason
-            self.sampled.append(shard_worker_pb2.SampledTokens(sequence_id=sequence.sequence_id, token_ids=[token]))
+            self.sampled.append(
+                shard_worker_pb2.SampledTokens(sequence_id=sequence.sequence_id, token_ids=[token])
+            )
         for dropped, reason, _ in batch.dropped:
             self.ended[dropped.sequence_id] = reason
         return batch
@@ -189,9 +190,11 @@ def test_block_zero_is_never_handed_out_and_a_lost_block_is_noticed() -> None:
     seqs=st.integers(1, 8),
     tokens=st.integers(8, 40),
 )
-def test_any_load_ends_with_every_stream_as_if_it_were_alone(seed: int, blocks: int, seqs: int, tokens: int) -> None:
+def test_any_load_ends_with_every_stream_as_if_it_were_alone(
+    seed: int, blocks: int, seqs: int, tokens: int
+) -> None:
     """And a second scheduler that sees only the plans holds the same state at every step."""
-    draw = random.Random(seed)  # noqa: S311 - a repeatable load
+    draw = random.Random(seed)
     engine = Engine(scheduler(blocks=blocks, seqs=seqs, tokens=tokens))
     follower = scheduler(blocks=blocks, seqs=seqs, tokens=tokens)
     wanted: dict[int, int] = {}
@@ -202,7 +205,9 @@ def test_any_load_ends_with_every_stream_as_if_it_were_alone(seed: int, blocks: 
             number = len(wanted) + 1
             wanted[number] = draw.randint(1, 12)
             prompt = [1] * draw.randint(1, 10)
-            arrivals = [submission(number, prompt, max_tokens=wanted[number], priority=draw.choice([0, 0, 1]))]
+            arrivals = [
+                submission(number, prompt, max_tokens=wanted[number], priority=draw.choice([0, 0, 1]))
+            ]
         alive = [number for number in wanted if number not in engine.ended]
         cancel = [draw.choice(alive)] if alive and draw.random() < 0.05 else []
         cancelled.update(cancel)
@@ -220,7 +225,7 @@ def test_any_load_ends_with_every_stream_as_if_it_were_alone(seed: int, blocks: 
 
 
 def test_no_block_is_lost_after_ten_thousand_requests() -> None:
-    draw = random.Random(5)  # noqa: S311 - a repeatable load
+    draw = random.Random(5)
     engine = Engine(scheduler(blocks=48, seqs=16, tokens=128))
     for number in range(1, 10_001):
         arrival = submission(number, [1] * draw.randint(1, 24), max_tokens=draw.randint(1, 3))

@@ -1,0 +1,65 @@
+"""Runs an ASGI application on uvicorn inside of the coordinator's event loop, on a socket that is bound beforehand."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+
+class ListenError(Exception):
+    """An address can't be listened on; the message says which and what to do."""
+
+    exit_code = 1
+
+
+def bind(host: str, port: int, *, flag: str) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ListenError: the port is taken, or the address is not one of this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(1024)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise ListenError(f"can't listen on {host}:{port}: {error.strerror}; choose another {flag}") from None
+    return listener
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers: the process has its own, and uvicorn would raise SIGTERM again."""
+
+    def __init__(self, app: Any, listener: socket.socket) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                # A stream of server-sent events never ends by itself.
+                timeout_graceful_shutdown=1,
+            )
+        )
+        self._listener = listener
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def run_until_stopped(self) -> None:
+        """Serves until `stop` was called and the open connections had their second."""
+        await self.serve(sockets=[self._listener])
+
+    def stop(self) -> None:
+        self.should_exit = True

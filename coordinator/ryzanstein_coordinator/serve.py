@@ -1,0 +1,162 @@
+"""`ryzanstein serve`: the parent of one coordinator and its local workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+
+import structlog
+
+from .config import OrchestratorConfig
+from .served_model import read_served_model
+from .supervisor import EXIT_USAGE, Child, Supervisor, read_announcement
+
+log = structlog.get_logger(__name__)
+
+#: For a worker to end after the coordinator has: it only has to leave its group.
+_WORKER_STOP_S = 5.0
+
+
+async def run_serve(config: OrchestratorConfig, arguments: Sequence[str]) -> int:
+    """Runs until SIGTERM or Ctrl-C; the first drains, a second one kills at once.
+
+    Args:
+        config: what `arguments` say.
+        arguments: those of `serve`; the coordinator is started with the same.
+
+    Returns:
+        The exit code: 0 after a drain, 1 after a forced stop, the coordinator's own if it can't run.
+
+    Raises:
+        ModelError, ConfigError: before anything is started.
+    """
+    read_served_model(config)  # a bad directory or rank count is told at once, by one process
+    parent = _Parent(config, list(arguments))
+    return await parent.run()
+
+
+class _Parent:
+    def __init__(self, config: OrchestratorConfig, arguments: list[str]) -> None:
+        self._config = config
+        self._arguments = arguments
+        self._supervisor = Supervisor()
+        self._stop, self._kill = asyncio.Event(), asyncio.Event()
+        #: HOST:PORT of the coordinator's gRPC server, once it listens; and of HTTP.
+        self._grpc = self._http = ""
+        self._listening = asyncio.Event()
+        #: Exit code of a worker that can't run as configured.
+        self._worker_failure = 0
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+        coordinator = asyncio.create_task(self._keep_coordinator())
+        stop = asyncio.create_task(self._stop.wait())
+        listening = asyncio.create_task(self._listening.wait())
+        workers: list[asyncio.Task[None]] = []
+        try:
+            await asyncio.wait({coordinator, stop, listening}, return_when=asyncio.FIRST_COMPLETED)
+            if self._listening.is_set() and not self._stop.is_set():
+                workers = [asyncio.create_task(self._keep_worker(name)) for name in self._worker_names]
+            await asyncio.wait({coordinator, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not self._stop.is_set():  # the coordinator ended for good, and has said why
+                return coordinator.result()
+            code = await self._shut_down(coordinator, workers)
+            return self._worker_failure or code
+        finally:
+            self._supervisor.kill_all()
+            for task in (coordinator, stop, listening, *workers):
+                task.cancel()
+            await asyncio.gather(coordinator, stop, listening, *workers, return_exceptions=True)
+
+    @property
+    def _worker_names(self) -> list[str]:
+        config = self._config
+        count = config.tensor_parallel_size * config.data_parallel_size + config.spares
+        return [f"worker-{number}" for number in range(count)]
+
+    def _signalled(self) -> None:
+        (self._kill if self._stop.is_set() else self._stop).set()
+
+    async def _keep_coordinator(self) -> int:
+        child = Child("coordinator", self._coordinator_arguments, {})
+        return await self._supervisor.keep(
+            child,
+            # Before it listens for the first time its failure is the user's to mend: a taken port, a bad flag.
+            is_final=lambda code: code in (0, EXIT_USAGE) or not self._listening.is_set(),
+            on_start=self._coordinator_announced,
+        )
+
+    def _coordinator_arguments(self) -> list[str]:
+        """As `serve` was called; a restarted one gets the ports that the first one found."""
+        arguments = ["coordinator", *self._arguments[self._arguments.index("serve") + 1 :]]
+        if self._grpc:
+            arguments += ["--grpc-port", self._grpc.rpartition(":")[2]]
+            arguments += ["--http-port", self._http.rpartition(":")[2]]
+        return ["-m", "ryzanstein_coordinator", *arguments]
+
+    async def _coordinator_announced(self, reader: int) -> None:
+        line = await read_announcement(reader)
+        if line:
+            fields = dict(word.split("=", 1) for word in line.split())
+            self._grpc, self._http = fields["grpc"], fields["http"]
+            self._listening.set()
+
+    async def _keep_worker(self, name: str) -> None:
+        names = self._worker_names
+        arguments = ["-m", "ryzanstein_shard_worker", "shard-worker", "--coordinator", self._grpc]
+        arguments += ["--worker-id", name, "--device", self._device(names.index(name))]
+        threads = self._config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // len(names))
+        arguments += ["--cpu-threads", str(threads), "--host", self._config.host]
+        if self._config.insecure:
+            arguments.append("--insecure")
+        # Libraries would otherwise start a thread for each processor in every worker.
+        environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        child = Child(name, lambda: arguments, environment)
+        # 0: it was drained, and leaves for good.
+        code = await self._supervisor.keep(child, is_final=lambda code: code in (0, EXIT_USAGE))
+        if code == EXIT_USAGE and not self._stop.is_set():
+            log.error("stopping", reason=f"{name} can't run as configured")
+            self._worker_failure = code
+            self._stop.set()
+
+    def _device(self, number: int) -> str:
+        if self._config.device == "cpu" or (self._config.device == "auto" and _count_gpus() == 0):
+            return "cpu"
+        return f"cuda:{number}"
+
+    async def _shut_down(self, coordinator: asyncio.Task[int], workers: list[asyncio.Task[None]]) -> int:
+        """Coordinator first: it lets streams end and asks the workers to leave."""
+        ordered = asyncio.create_task(self._stop_in_order())
+        killed = asyncio.create_task(self._kill.wait())
+        await asyncio.wait({ordered, killed}, return_when=asyncio.FIRST_COMPLETED)
+        if not ordered.done():
+            log.warning("killed", reason="a second signal")
+            self._supervisor.kill_all()
+        for task in (ordered, killed):
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(coordinator, *workers)
+        return 1 if self._kill.is_set() else 0
+
+    async def _stop_in_order(self) -> None:
+        self._supervisor.expect_end(self._worker_names)  # the coordinator asks them to leave
+        # The coordinator keeps its own time; the rest is for closing its connections.
+        await self._supervisor.stop("coordinator", self._config.drain_timeout_s + 10.0)
+        await asyncio.gather(*(self._supervisor.stop(name, _WORKER_STOP_S) for name in self._worker_names))
+
+
+def _count_gpus() -> int:
+    """NVIDIA GPUs of this machine, without importing torch into the parent."""
+    try:
+        listing = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())

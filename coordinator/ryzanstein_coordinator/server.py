@@ -1,0 +1,217 @@
+"""The coordinator's process: reads the model, opens the ports, wires all parts, and ends in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc
+import structlog
+from fastapi import FastAPI
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from ryzanstein import __version__
+from ryzanstein.v1 import (
+    cluster_pb2,
+    cluster_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
+)
+from ryzanstein.wire import SERVER_OPTIONS, StatusInterceptor
+
+from .cluster_metrics import ClusterCollector
+from .cluster_service import ClusterServicer
+from .config import OrchestratorConfig
+from .epoch_store import EpochStore
+from .front_door import FrontDoor
+from .health_service import HealthServicer
+from .http_operations import operations_routes
+from .http_server import HttpServer, ListenError, bind
+from .intake import Intake
+from .metrics import Metrics
+from .operations_service import OperationsServicer
+from .orchestrator import MultiGPUOrchestrator
+from .prompts import ModelFacts
+from .rendezvous import RendezvousServicer, RendezvousStore
+from .request_log import SqliteRequestLog
+from .router import Router, RouterConfig
+from .served_model import ServedModel, read_served_model
+from .service import InferenceServicer
+from .supervisor import announce
+from .tokenization import read_tokenizer
+
+log = structlog.get_logger(__name__)
+
+_INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+_OTHERS = (
+    cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"].full_name,
+    cluster_pb2.DESCRIPTOR.services_by_name["RendezvousService"].full_name,
+    operations_pb2.DESCRIPTOR.services_by_name["OperationsService"].full_name,
+)
+
+
+class StateError(Exception):
+    """What has to outlive the process can't be kept; the message names the file."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the beginning and the end of serving need."""
+
+    orchestrator: MultiGPUOrchestrator
+    front_door: FrontDoor
+    #: As the ready line has them.
+    addresses: str
+
+
+async def run_coordinator(config: OrchestratorConfig) -> None:
+    """Serves until SIGTERM or SIGINT; the first drains, a second one ends at once.
+
+    Raises:
+        ModelError, ConfigError: the model can't be served so.
+        ListenError: a port is taken.
+        StateError: the state directory can't be written.
+    """
+    stop, stop_now = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def asked_to_stop() -> None:
+        (stop_now if stop.is_set() else stop).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked_to_stop)
+    async with _serving(config, read_served_model(config)) as parts:
+        ready_line = asyncio.create_task(_print_when_ready(config, parts))
+        try:
+            await stop.wait()
+            await _drain(parts, config.drain_timeout_s, stop_now)
+        finally:
+            ready_line.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _serving(config: OrchestratorConfig, model: ServedModel) -> AsyncIterator[_Parts]:
+    """All parts, wired and running; closed in the opposite order."""
+    tokenizer = read_tokenizer(config.model_dir)
+    try:
+        store = EpochStore(config.state_dir)
+        request_log = SqliteRequestLog(config.state_dir / "requests.sqlite", fingerprint=model.fingerprint)
+    except (OSError, sqlite3.Error) as error:
+        raise StateError(f"--state-dir {config.state_dir} can't be used: {error}") from error
+    metrics = Metrics()
+    rendezvous = RendezvousStore()
+    orchestrator = MultiGPUOrchestrator(config, model, store, rendezvous=rendezvous, observer=metrics)
+    metrics.registry.register(ClusterCollector(orchestrator))
+    router = Router(
+        RouterConfig(
+            no_group_grace_s=config.replacement_wait_s + 15.0, default_max_num_seqs=config.max_num_seqs
+        ),
+        metrics=metrics,
+        events=orchestrator,
+    )
+    orchestrator.attach(router)
+
+    def facts() -> ModelFacts:
+        return ModelFacts(
+            name=model.name,
+            max_model_len=orchestrator.max_model_len,
+            vocab_size=model.config.vocab_size,
+            eos_token_ids=model.config.eos_token_ids,
+            architecture=model.config.architecture,
+            dtype=orchestrator.dtype,
+            parameters=model.parameters,
+        )
+
+    intake = Intake(facts, tokenizer)
+    front_door = FrontDoor(intake=intake, router=router, log=request_log, metrics=metrics)
+    grpc_server = _grpc_server(orchestrator, rendezvous, InferenceServicer(front_door, intake))
+    listener = bind(config.host, config.http_port, flag="--http-port")
+    try:
+        grpc_port = grpc_server.add_insecure_port(f"{config.host}:{config.grpc_port}")
+    except RuntimeError:
+        listener.close()
+        raise ListenError(
+            f"can't listen on {config.host}:{config.grpc_port}: it is in use or not of this machine; "
+            "choose another --grpc-port"
+        ) from None
+    app = FastAPI(title="Ryzanstein", version=__version__)
+    app.include_router(operations_routes(orchestrator, metrics))
+    http_server = HttpServer(app, listener)
+    async with asyncio.TaskGroup() as tasks:
+        await orchestrator.start(tasks)
+        front_door.restore(request_log.restore())
+        watching = tasks.create_task(front_door.run(), name="front-door")
+        await grpc_server.start()
+        serving = tasks.create_task(http_server.run_until_stopped(), name="http")
+        http_port = listener.getsockname()[1]
+        addresses = f"grpc={config.host}:{grpc_port} http=http://{config.host}:{http_port}"
+        announce(addresses)
+        log.info("listening", addresses=addresses, model=model.name)
+        try:
+            yield _Parts(orchestrator, front_door, addresses)
+        finally:
+            router.close()
+            await orchestrator.close(drain_workers=True)
+            await grpc_server.stop(grace=0.5)
+            http_server.stop()
+            await serving
+            watching.cancel()
+            intake.close()
+            await request_log.close()
+
+
+def _grpc_server(
+    orchestrator: MultiGPUOrchestrator, rendezvous: RendezvousStore, inference: InferenceServicer
+) -> grpc.aio.Server:
+    """All services on one server, which is not started."""
+    server = grpc.aio.server(
+        interceptors=[
+            StatusInterceptor(lambda method, error: log.error("internal", method=method, exc_info=error))
+        ],
+        options=SERVER_OPTIONS,
+    )
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
+    cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(orchestrator), server)
+    cluster_pb2_grpc.add_RendezvousServiceServicer_to_server(RendezvousServicer(rendezvous), server)
+    operations_pb2_grpc.add_OperationsServiceServicer_to_server(OperationsServicer(orchestrator), server)
+    health_pb2_grpc.add_HealthServicer_to_server(
+        HealthServicer(orchestrator.readiness, inference=_INFERENCE, others=_OTHERS), server
+    )
+    health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    reflection.enable_server_reflection((_INFERENCE, *_OTHERS, health_name, reflection.SERVICE_NAME), server)
+    return server
+
+
+async def _print_when_ready(config: OrchestratorConfig, parts: _Parts) -> None:
+    """The one line on standard output, as soon as a request would be generated."""
+    async for snapshot in parts.orchestrator.watch():
+        if snapshot is not None and parts.orchestrator.readiness()[0]:
+            sys.stdout.write(
+                f"ready {parts.addresses} model={snapshot.model.name} "
+                f"tensor_parallel={config.tensor_parallel_size} epoch={snapshot.epoch}\n"
+            )
+            sys.stdout.flush()
+            return
+
+
+async def _drain(parts: _Parts, timeout_s: float, stop_now: asyncio.Event) -> None:
+    """Lets running streams end, as long as there is time and nobody insists."""
+    log.info("draining", timeout_s=timeout_s)
+    parts.front_door.refuse("the server is stopping")
+    parts.orchestrator.begin_drain()
+    idle = asyncio.create_task(parts.front_door.idle())
+    insisted = asyncio.create_task(stop_now.wait())
+    await asyncio.wait({idle, insisted}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    if not idle.done():
+        parts.front_door.end_all("the server has stopped")
+    for task in (idle, insisted):
+        task.cancel()
