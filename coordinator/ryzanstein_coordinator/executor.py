@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 from ryzanstein.v1 import shard_worker_pb2
-from ryzanstein.v1.shard_worker_pb2_grpc import ShardWorkerServiceAsyncStub
 
 from . import events
 from .calls import WorkerCalls, limits_message
@@ -17,6 +16,9 @@ from .epoch_store import EpochStore, StoreError
 from .events import Action, Event
 from .state import ClusterState
 from .workers import Workers
+
+if TYPE_CHECKING:  # generated for the type checker only
+    from ryzanstein.v1.shard_worker_pb2_grpc import ShardWorkerServiceAsyncStub
 
 log = structlog.get_logger(__name__)
 

@@ -186,7 +186,7 @@ class GroupLife:
     ) -> tuple[EngineBounds | None, str]:
         """The bounds that the group had, if these workers can keep them, else new ones."""
         shares = [self._allocator.share(worker, draft.workers) for worker in workers]
-        if group.limits is not None and self._allocator.holds(group.limits, group.size, shares):
+        if group.limits is not None and self._allocator.holds(group.limits, shares):
             return group.limits, ""
         plan = self._allocator.plan(group.size, tuple(shares))
         return plan.bounds, plan.refusal
@@ -290,7 +290,7 @@ class GroupLife:
             if worker.placeable and worker.group is None and not worker.draining:
                 share = self._allocator.share(worker, draft.workers)
                 same_kind = worker.device.kind == leaving.device.kind
-                if same_kind and group.limits and self._allocator.holds(group.limits, group.size, [share]):
+                if same_kind and group.limits and self._allocator.holds(group.limits, [share]):
                     return worker
         return None
 

@@ -29,10 +29,10 @@ def place(
         candidates: workers that may be given a rank now; those of other groups are not among them.
         previous: worker ids of the last epoch, by rank.
 
-    Who serves: first those that are not about to leave, then those with fewer strikes, then those that held a
-    rank of this group, then those that hold a shard of this size, then neighbours on one host. Which rank:
-    the one whose shard a worker holds, then the one that its id held before, then what is left, in the order
-    of hosts and ids.
+    Who serves: those that are not about to leave before those that are, then those with fewer strikes, those
+    that belong to this group, those that hold the shard of a rank that nobody has yet, those that held a rank
+    before, neighbours on one host. Which rank: the one whose shard a worker holds, then the one that its id
+    held before, then what is left, in the order of hosts and ids.
     """
     kinds = Counter(worker.device.kind for worker in candidates)
     if not kinds or max(kinds.values()) < size:
@@ -83,14 +83,15 @@ def _choose(
         # Hosts of those already chosen, then hosts with most candidates: a group stays together where it can.
         near = Counter(worker.host_id for worker in chosen)
         crowd = Counter(worker.host_id for worker in rest)
+        covered = {None, *(_rank_of(worker, size) for worker in chosen)}
         best = min(
             rest,
             key=lambda worker: (
                 worker.draining,
                 worker.strikes,
                 worker.group != group_id,
+                _rank_of(worker, size) in covered,
                 worker.worker_id not in previous,
-                worker.shard is None or worker.shard.key.size != size,
                 -near[worker.host_id],
                 -min(crowd[worker.host_id], size - len(chosen)),
                 worker.host_id,
@@ -107,9 +108,9 @@ def _assign(size: int, chosen: list[WorkerRecord], previous: Sequence[str]) -> d
     ranks: dict[int, WorkerRecord] = {}
     left: list[WorkerRecord] = []
     for worker in chosen:
-        key = worker.loading or (worker.shard.key if worker.shard is not None else None)
-        if key is not None and key.size == size and key.rank not in ranks:
-            ranks[key.rank] = worker
+        rank = _rank_of(worker, size)
+        if rank is not None and rank not in ranks:
+            ranks[rank] = worker
         else:
             left.append(worker)
     for worker in list(left):
@@ -124,6 +125,12 @@ def _assign(size: int, chosen: list[WorkerRecord], previous: Sequence[str]) -> d
     free = [rank for rank in range(size) if rank not in ranks]
     ranks.update(zip(free, left, strict=True))
     return ranks
+
+
+def _rank_of(worker: WorkerRecord, size: int) -> int | None:
+    """The rank whose shard it holds or loads."""
+    key = worker.loading or (worker.shard.key if worker.shard is not None else None)
+    return key.rank if key is not None and key.size == size else None
 
 
 def _too_few(size: int, candidates: Collection[WorkerRecord], previous: Sequence[str]) -> str:

@@ -118,18 +118,13 @@ class ResourceAllocator:
             sharing=max(1, sharing),
         )
 
-    def holds(self, bounds: EngineBounds, size: int, shares: Sequence[DeviceShare]) -> bool:
+    def holds(self, bounds: EngineBounds, shares: Sequence[DeviceShare]) -> bool:
         """Whether devices can keep to bounds that were planned for others.
 
         Only sizes count: what is free now says little, because a dead predecessor's memory may not be back
         yet.
         """
-        for share in shares:
-            needs = self._needs(size, share.kind)
-            needed = RUNTIME_BYTES[share.kind] + needs.fixed + bounds.num_blocks * needs.kv_block
-            if needed > self._allowed(share):
-                return False
-        return True
+        return all(bounds.needed_bytes <= self._allowed(share) for share in shares)
 
     def _plan(self, size: int, shares: tuple[DeviceShare, ...]) -> MemoryPlan:
         """Plans a group of `size` ranks on these devices, one per rank."""
@@ -197,6 +192,7 @@ class ResourceAllocator:
             max_num_seqs=self._config.max_num_seqs,
             max_batched_tokens=self._batched_tokens(kind),
             max_model_len=asked or min(longest, held),
+            needed_bytes=max(ledger.budget - ledger.free for ledger in plan.ledgers),
             memory_bytes=min(ledger.budget for ledger in plan.ledgers),
         )
         return replace(plan, bounds=bounds, notes=notes)

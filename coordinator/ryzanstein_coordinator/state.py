@@ -217,6 +217,8 @@ class EngineBounds:
     max_num_seqs: int
     max_batched_tokens: int
     max_model_len: int
+    #: What the ledger adds up to, on the rank that needs most.
+    needed_bytes: int = 0
     #: All that a rank may use of its device; 0: not bounded.
     memory_bytes: int = 0
 

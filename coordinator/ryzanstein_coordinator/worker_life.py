@@ -152,7 +152,7 @@ class WorkerLife:
             if worker.draining or worker.loading is not None or draft.now_s < worker.load_not_before_s:
                 continue
             share = self._allocator.share(worker, draft.workers)
-            if not self._allocator.holds(group.limits, group.size, [share]):
+            if not self._allocator.holds(group.limits, [share]):
                 continue
             wanted = ShardKey(likely_rank(group.size, held), group.size, group.limits.max_model_len)
             epoch = max(draft.announced_epoch, worker.seen_epoch)

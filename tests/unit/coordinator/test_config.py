@@ -1,0 +1,57 @@
+"""What the configuration accepts, and how it says no."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ryzanstein_coordinator.config import ConfigError, OrchestratorConfig, default_state_dir
+
+from .cluster_builders import configuration
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"tensor_parallel_size": 0}, "--tensor-parallel-size: 0"),
+        ({"data_parallel_size": 0}, "--data-parallel-size"),
+        ({"spares": -1}, "--spares: -1"),
+        ({"device": "tpu"}, "--device: 'tpu'"),
+        ({"dtype": "int3"}, "--dtype: 'int3'"),
+        ({"max_model_len": 4}, "--max-model-len: 4"),
+        ({"max_batched_tokens": 8}, "--max-batched-tokens: 8"),
+        ({"memory_utilization": 0.0}, "--memory-utilization: 0.0"),
+        ({"memory_utilization": 1.1}, "--memory-utilization: 1.1"),
+        ({"kv_cache_bytes": 0}, "--kv-cache-memory: 0"),
+        ({"grpc_port": 65536}, "--grpc-port: 65536"),
+        ({"http_port": -1}, "--http-port: -1"),
+        ({"lease_ttl_s": 0.0}, "lease_ttl_s"),
+        ({"lease_ttl_s": float("nan")}, "lease_ttl_s"),
+        ({"progress_deadline_s": 0.5}, "progress_deadline_s"),
+        ({"backoff_limit_s": 0.01}, "backoff_limit_s"),
+        ({"host": "0.0.0.0"}, "--insecure"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_named(changes: dict[str, object], named: str) -> None:
+    with pytest.raises(ConfigError, match=named) as caught:
+        configuration(**changes)
+    assert caught.value.exit_code == 2
+
+
+def test_an_open_host_needs_to_be_asked_for() -> None:
+    assert configuration(host="0.0.0.0", insecure=True).host == "0.0.0.0"
+
+
+def test_five_heartbeats_fit_into_a_lease() -> None:
+    assert configuration(lease_ttl_s=2.0).heartbeat_interval_s == pytest.approx(0.4)
+
+
+def test_the_model_is_called_like_its_directory_unless_told_otherwise(tmp_path: Path) -> None:
+    assert OrchestratorConfig(model_dir=tmp_path / "llama").model_name == "llama"
+    assert configuration(served_model_name="mine").model_name == "mine"
+
+
+def test_the_state_directory_is_systemds_or_the_users() -> None:
+    assert default_state_dir({"STATE_DIRECTORY": "/var/lib/a:/var/lib/b"}) == Path("/var/lib/a")
+    assert default_state_dir({"XDG_STATE_HOME": "/home/me/state"}) == Path("/home/me/state/ryzanstein")
+    assert default_state_dir({}).parts[-3:] == (".local", "state", "ryzanstein")

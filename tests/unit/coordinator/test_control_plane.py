@@ -1,0 +1,279 @@
+"""The life of groups and workers, told as scripts over a simulated cluster."""
+
+from __future__ import annotations
+
+import pytest
+from ryzanstein_coordinator import events
+from ryzanstein_coordinator.state import Cause, GroupState, Phase, Recovery, WorkerState, worker_state
+
+from .cluster_builders import configuration
+from .simulated_cluster import SimulatedCluster
+
+
+def serving(seed: int = 0, **changes: object) -> SimulatedCluster:
+    """Two ranks that serve, and a spare that has loaded a shard."""
+    cluster = SimulatedCluster(configuration(**changes), seed)
+    names = [f"w{i}" for i in range(cluster.config.worker_count)]
+    cluster.start(*names)
+    assert cluster.run_until(lambda: cluster.all_serve, 5.0)
+    cluster.run_for(2.0)
+    return cluster
+
+
+def recovery_of(cluster: SimulatedCluster) -> Recovery:
+    recovery = cluster.state.groups[0].recovery
+    assert recovery is not None
+    return recovery
+
+
+def state_of(cluster: SimulatedCluster, worker_id: str) -> WorkerState:
+    record = cluster.record(worker_id)
+    return worker_state(record, cluster.state.group(record.group or ""))
+
+
+def test_a_group_goes_through_its_states_in_order() -> None:
+    cluster = SimulatedCluster(configuration(spares=0))
+    seen = [cluster.state.groups[0].state]
+    cluster.start("w0")
+
+    def watch() -> bool:
+        if cluster.state.groups[0].state is not seen[-1]:
+            seen.append(cluster.state.groups[0].state)
+        return cluster.all_serve
+
+    cluster.run_until(watch, 1.0)
+    assert cluster.state.groups[0].reason == "waiting for workers: 1 of 2 workers are ready"
+    cluster.start("w1")
+    assert cluster.run_until(watch, 5.0)
+    assert [state for state in seen if state is not GroupState.FORMING] == [
+        GroupState.WAITING,
+        GroupState.LOADING,
+        GroupState.SERVING,
+    ]
+    assert GroupState.FORMING in seen
+    assert cluster.members() == ["w0", "w1"]
+    assert [state_of(cluster, w) for w in ("w0", "w1")] == [WorkerState.ACTIVE, WorkerState.ACTIVE]
+
+
+def test_a_spare_stands_by_with_a_shard() -> None:
+    cluster = serving()
+    (spare,) = {"w0", "w1", "w2"} - set(cluster.members())
+    assert state_of(cluster, spare) is WorkerState.STANDBY
+    held = cluster.record(spare).shard
+    assert held is not None
+    assert held.key.size == 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_replaced_by_the_spare_at_once(rank: int) -> None:
+    cluster = serving()
+    victim = cluster.members()[rank]
+    epoch = cluster.state.groups[0].epoch
+    cluster.kill(victim, seen_after_s=0.001)
+    assert cluster.run_until(lambda: cluster.all_serve and cluster.state.groups[0].epoch > epoch, 2.0)
+    recovery = recovery_of(cluster)
+    assert (recovery.cause, recovery.epoch) == (Cause.PROCESS, cluster.state.groups[0].epoch)
+    assert recovery.culprit is not None
+    assert (recovery.culprit.worker_id, recovery.culprit.rank) == (victim, rank)
+    assert victim not in cluster.members()
+    assert state_of(cluster, victim) is WorkerState.LOST
+    assert recovery.fenced_at_s is not None
+    assert recovery.reformed_at_s is not None
+    assert recovery.seen_at_s <= recovery.detected_at_s <= recovery.fenced_at_s <= recovery.reformed_at_s
+
+
+def test_the_culprit_is_named_even_if_a_survivor_complains_first() -> None:
+    cluster = serving()
+    leader, follower = cluster.members()
+    cluster.kill(follower, seen_after_s=0.03)  # after the leader's collective has failed
+    cluster.run_for(1.0)
+    recovery = recovery_of(cluster)
+    assert recovery.culprit is not None
+    assert recovery.culprit.worker_id == follower
+    assert leader in cluster.members()
+
+
+def test_a_stopped_rank_is_found_by_its_lease_and_its_return_harms_nothing() -> None:
+    cluster = serving()
+    victim = cluster.members()[1]
+    stopped_at_s = cluster.now_s
+    cluster.stop(victim)
+    assert cluster.run_until(lambda: cluster.state.groups[0].recovering, 2.0)
+    assert cluster.now_s - stopped_at_s <= cluster.config.lease_ttl_s + 0.1
+    assert cluster.run_until(lambda: cluster.all_serve, 2.0)
+    epoch = cluster.state.groups[0].epoch
+    assert recovery_of(cluster).cause is Cause.LEASE
+    cluster.resume(victim)
+    cluster.run_for(3.0)
+    assert cluster.state.groups[0].epoch == epoch
+    assert state_of(cluster, victim) is WorkerState.STANDBY
+    assert cluster.processes[victim].inside is None
+
+
+def test_a_late_heartbeat_makes_a_suspect_and_no_alarm() -> None:
+    cluster = serving()
+    victim = cluster.members()[0]
+    epoch = cluster.state.groups[0].epoch
+    cluster.stop(victim)
+    assert cluster.run_until(lambda: cluster.record(victim).suspect, 2.0)
+    cluster.resume(victim)
+    cluster.run_for(2.0)
+    assert not cluster.record(victim).suspect
+    assert cluster.state.groups[0].epoch == epoch
+
+
+def test_a_coordinator_that_was_stopped_itself_blames_nobody() -> None:
+    cluster = serving()
+    epoch = cluster.state.groups[0].epoch
+    cluster.now_s += 60.0  # no tick and no heartbeat was taken in for a minute
+    cluster.run_for(0.01)
+    cluster.run_for(2.0)
+    assert cluster.all_serve
+    assert cluster.state.groups[0].epoch == epoch
+
+
+def test_without_a_spare_the_group_waits_for_the_replacement_and_says_so() -> None:
+    cluster = serving(spares=0, replacement_wait_s=5.0)
+    victim = cluster.members()[1]
+    cluster.kill(victim, seen_after_s=0.001)
+    cluster.run_for(1.0)
+    group = cluster.state.groups[0]
+    assert group.state is GroupState.RECOVERING
+    assert group.reason.startswith(f"waiting for a replacement of rank 1 ({victim})")
+    cluster.run_for(6.0)
+    group = cluster.state.groups[0]
+    assert group.state is GroupState.WAITING
+    assert "none came within 5 s" in group.reason
+    cluster.start(victim)
+    assert cluster.run_until(lambda: cluster.all_serve, 3.0)
+    assert cluster.members()[1] == victim
+
+
+def test_a_stuck_rank_is_found_while_its_heartbeats_go_on() -> None:
+    cluster = serving(progress_deadline_s=3.0)
+    victim = cluster.members()[1]
+    cluster.stick(victim)
+    assert cluster.run_until(lambda: cluster.state.groups[0].recovering, 4.0)
+    recovery = recovery_of(cluster)
+    assert recovery.cause is Cause.STUCK
+    assert recovery.culprit is not None
+    assert recovery.culprit.worker_id == victim
+    assert f"{victim} stands at all_reduce 0" in recovery.reason
+    assert cluster.run_until(lambda: cluster.all_serve, 2.0)
+    assert victim not in cluster.members()  # the spare is preferred
+
+
+def test_a_worker_with_another_checkpoint_fails_visibly_and_the_others_go_on() -> None:
+    cluster = SimulatedCluster(configuration(), refuses=frozenset({"w1"}))
+    cluster.start("w0", "w1", "w2")
+    assert cluster.run_until(lambda: cluster.all_serve, 5.0)
+    assert set(cluster.members()) == {"w0", "w2"}
+    cluster.run_for(1.0)
+    assert state_of(cluster, "w1") is WorkerState.FAILED
+    assert "another checkpoint" in cluster.record("w1").failed_reason
+
+
+def test_a_drained_rank_is_replaced_before_its_process_ends() -> None:
+    cluster = serving()
+    leaving = cluster.members()[0]
+    cluster.send(events.DrainWorker(leaving))
+    assert cluster.processes[leaving].alive
+    assert cluster.run_until(lambda: leaving not in cluster.state.workers, 2.0)
+    assert cluster.all_serve
+    assert leaving not in cluster.members()
+    assert recovery_of(cluster).cause is Cause.DRAIN
+    ready_at = next(t for t, a in reversed(cluster.history) if isinstance(a, events.AnnounceReady))
+    ended_at = next(t for t, a in cluster.history if isinstance(a, events.DrainProcess))
+    assert ready_at <= ended_at
+
+
+def test_a_drained_standby_ends_at_once() -> None:
+    cluster = serving()
+    (spare,) = {"w0", "w1", "w2"} - set(cluster.members())
+    epoch = cluster.state.groups[0].epoch
+    cluster.send(events.DrainWorker(spare))
+    cluster.run_for(0.5)
+    assert spare not in cluster.state.workers
+    assert cluster.state.groups[0].epoch == epoch
+
+
+def test_two_ranks_at_once_come_back_with_their_replacements() -> None:
+    cluster = serving()
+    for victim in list(cluster.members()):
+        cluster.kill(victim)
+        cluster.start(victim)
+    assert cluster.run_until(lambda: not cluster.all_serve, 1.0)
+    assert cluster.run_until(lambda: cluster.all_serve, 5.0)
+
+
+def test_a_death_while_the_group_forms_again_leads_to_one_more_epoch() -> None:
+    cluster = serving(spares=2)
+    first, second = cluster.members()
+    cluster.kill(first, seen_after_s=0.001)
+    assert cluster.run_until(lambda: cluster.state.groups[0].phase is Phase.FORMING, 1.0)
+    cluster.kill(second, seen_after_s=0.001)
+    assert cluster.run_until(lambda: cluster.all_serve, 3.0)
+    assert set(cluster.members()).isdisjoint({first, second})
+    assert recovery_of(cluster).culprit is not None
+    assert recovery_of(cluster).culprit.worker_id == first  # type: ignore[union-attr]
+
+
+def test_several_groups_recover_on_their_own() -> None:
+    cluster = serving(data_parallel_size=2)
+    first, second = cluster.state.groups
+    victim = first.members[0].worker_id
+    cluster.kill(victim, seen_after_s=0.001)
+    cluster.run_for(2.0)
+    assert cluster.all_serve
+    assert cluster.state.groups[0].epoch > first.epoch
+    assert cluster.state.groups[1].epoch == second.epoch
+    assert cluster.state.groups[1].members == second.members
+
+
+def test_an_epoch_that_cannot_be_stored_is_not_announced() -> None:
+    cluster = SimulatedCluster(configuration(spares=0))
+    cluster.disk_works = False
+    cluster.start("w0", "w1")
+    cluster.run_for(3.0)
+    group = cluster.state.groups[0]
+    assert (group.epoch, group.phase) == (0, Phase.FENCING)
+    assert "epoch 1 can't be stored: the disk is full" in group.reason
+    assert cluster.actions < 60
+    cluster.disk_works = True
+    assert cluster.run_until(lambda: cluster.all_serve, 15.0)
+
+
+def test_an_epoch_in_reserve_spares_the_disk_in_an_emergency() -> None:
+    cluster = serving()
+    cluster.history.clear()
+    cluster.kill(cluster.members()[1], seen_after_s=0.001)
+    assert cluster.run_until(lambda: cluster.state.groups[0].recovering, 1.0)
+    kinds = [type(action) for _, action in cluster.history]
+    assert events.CommitEpoch not in kinds
+    assert events.AbortWorker in kinds
+
+
+def test_a_restarted_coordinator_goes_on_above_the_epochs_that_workers_saw() -> None:
+    cluster = serving()
+    epoch, members = cluster.state.groups[0].epoch, cluster.members()
+    previous = {"g0": tuple(members)}
+    cluster.state = cluster.control.initial(cluster.now_s, committed_epoch=0, previous=previous)
+    cluster._highest.clear()
+    for process in cluster.processes.values():  # their streams broke with the old coordinator
+        process.stream = -1
+        cluster._register(process)
+    assert cluster.run_until(lambda: cluster.all_serve, 5.0)
+    assert cluster.state.groups[0].epoch > epoch
+    assert cluster.members() == members
+
+
+def test_the_first_token_and_the_resumed_requests_complete_the_recovery() -> None:
+    cluster = serving()
+    cluster.kill(cluster.members()[1], seen_after_s=0.001)
+    cluster.run_for(1.0)
+    epoch = cluster.state.groups[0].epoch
+    cluster.send(events.RequestsResumed("g0", epoch, 24))
+    cluster.send(events.FirstToken("g0", epoch, cluster.now_s))
+    cluster.send(events.FirstToken("g0", epoch, cluster.now_s + 1.0))
+    recovery = recovery_of(cluster)
+    assert (recovery.requests_resumed, recovery.first_token_at_s) == (24, cluster.now_s)
