@@ -117,10 +117,11 @@ def request_path(
     retention: RetentionLimits | None = None,
     log: RequestLog | None = None,
     router: RouterConfig | None = None,
-    clock: Clock | None = None,
+    clock: Callable[[], float] | None = None,
 ) -> RequestPath:
     """Assembled, not yet started."""
-    clock, seen = clock or Clock(), Seen()
+    still, seen = Clock(), Seen()
+    clock = clock or still
     routing = Router(router, metrics=seen, events=seen, clock=clock)
     intake = Intake(lambda: model, tokenizer or ModelTokenizer(byte_level()))
     front_door = FrontDoor(
@@ -132,7 +133,7 @@ def request_path(
         metrics=seen,
         clock=clock,
     )
-    return RequestPath(routing, intake, front_door, seen, clock)
+    return RequestPath(routing, intake, front_door, seen, still)
 
 
 @dataclass
