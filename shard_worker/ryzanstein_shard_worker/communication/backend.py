@@ -99,6 +99,10 @@ class BackendHandler(CommunicationHandler):
         self._begin("barrier")
         self._barrier()
 
+    def check(self) -> None:
+        if self._broken is not None:
+            raise self._error()
+
     def abort(self, reason: str) -> None:
         if self._broken is None:
             self._broken = (f"aborted: {reason}", None)

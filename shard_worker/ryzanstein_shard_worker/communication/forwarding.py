@@ -41,6 +41,9 @@ class ForwardingHandler(CommunicationHandler):
     def barrier(self) -> None:
         self._target.barrier()
 
+    def check(self) -> None:
+        self._target.check()
+
     def abort(self, reason: str) -> None:
         self._target.abort(reason)
 

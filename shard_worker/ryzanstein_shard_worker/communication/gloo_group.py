@@ -29,13 +29,13 @@ _ENDPOINTS_BYTES = 16 * 1024
 class GlooGroup:
     """Connections of one rank to all others. `form` makes one; `cut` frees whoever is blocked in it."""
 
-    def __init__(self, process_group: Any, rank: int, world_size: int) -> None:
+    def __init__(self, process_group: Any, store: Store, rank: int, world_size: int) -> None:
         self.rank = rank
         self.world_size = world_size
         self._process_group: Any = process_group
+        self._store: Store | None = store  # the C++ side would not keep a store of ours alive
         self._connections: dict[int, socket.socket] = {}
         self._lock = threading.Lock()
-        self._is_cut = False
 
     def start_send(self, tensor: Tensor, to: int, tag: int) -> Any:
         """Begins to send a contiguous CPU tensor. The work's `wait(timeout)` ends it."""
@@ -48,7 +48,6 @@ class GlooGroup:
     def cut(self) -> None:
         """Fails every operation of this rank, now and later, and its counterpart at the peer. Any thread."""
         with self._lock:
-            self._is_cut = True
             for connection in self._connections.values():
                 cut(connection)
 
@@ -69,8 +68,8 @@ class GlooGroup:
             for connection in self._connections.values():
                 connection.close()
             self._connections = {}
-        box = [self._process_group, pending]
-        self._process_group = None
+        box = [self._process_group, self._store, pending]
+        self._process_group = self._store = None
         threading.Thread(target=box.clear, name="gloo-reaper").start()
 
     def _find_connections(self, candidates: dict[Endpoints, socket.socket], timeout: timedelta) -> None:
@@ -146,7 +145,7 @@ def _form(store: Store, prefix: str, rank: int, world_size: int, *, host: str, t
     options._threads = 1  # for collectives, which are not used
     before = socket_inodes()
     process_group = ProcessGroupGloo(PrefixStore(prefix, store), rank, world_size, options)
-    group = GlooGroup(process_group, rank, world_size)
+    group = GlooGroup(process_group, store, rank, world_size)
     candidates = connections_since(before)
     try:
         group._find_connections(candidates, timeout)

@@ -61,7 +61,7 @@ class CommunicationHandler(ABC):
 
     @abstractmethod
     def send(self, tensor: Tensor, to: int) -> None:
-        """Gives the tensor to rank `to`, which calls `receive`. Afterwards the tensor may be changed again."""
+        """Gives the tensor [*S] to rank `to`, which calls `receive`. Then it may be changed again."""
 
     @abstractmethod
     def receive(self, tensor: Tensor, source: int) -> Tensor:
@@ -70,6 +70,11 @@ class CommunicationHandler(ABC):
     @abstractmethod
     def barrier(self) -> None:
         """Returns when every rank has called it."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises when the group is broken. After waiting for a device, before what it computed is used:
+        operations on CUDA tensors end early, with garbage, when the group breaks."""
 
     @abstractmethod
     def abort(self, reason: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .backend import BackendHandler
+from .step_channel import StepChannel
 
 
 class SingleHandler(BackendHandler):
@@ -38,4 +39,23 @@ class SingleHandler(BackendHandler):
         pass
 
     def _close(self) -> None:
+        pass
+
+
+class SingleStepChannel(StepChannel):
+    """A leader without followers."""
+
+    rank = 0
+    world_size = 1
+
+    def send(self, payload: bytes) -> None:
+        pass
+
+    def receive(self, timeout_s: float) -> bytes:
+        raise AssertionError("a group of one has no follower")
+
+    def abort(self, reason: str) -> None:
+        pass
+
+    def close(self) -> None:
         pass

@@ -1,0 +1,233 @@
+"""The group over NCCL: CUDA tensors, without waiting for the device.
+
+What torch's defaults would do on a failure (end the process, or hang for ten minutes) is switched off: a watch of
+our own notices an operation that does not end, and aborts the communicator.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import (
+    AllgatherOptions,
+    AllreduceOptions,
+    BroadcastOptions,
+    PrefixStore,
+    ReduceScatterOptions,
+)
+
+from .backend import BackendHandler
+from .launch_watch import DeviceEvent, LaunchWatch
+from .rendezvous import CoordinatorStore
+from .sums import ordered_sum
+
+#: Read by torch when a group is constructed (ProcessGroupNCCL.hpp).
+_ENVIRONMENT = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",  # the default, 3, ends the process
+    "TORCH_NCCL_ENABLE_MONITORING": "0",  # so does the monitor of the thread that would have ended it
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",  # would look into the store for ever
+}
+_WATCH_INTERVAL_S = 0.01
+
+
+class NcclHandler(BackendHandler):
+    """Operations over a process group of torch's, launched on the current stream.
+
+    They return when they are launched, not when they are done, and may be captured into a CUDA graph. So a failure
+    shows later: in the next operation, or in `check` after the device was waited for. Replays of a graph launch
+    nothing here; that they don't end is seen by whoever watches the steps.
+    """
+
+    def __init__(
+        self,
+        process_group: Any,
+        *,
+        rank: int,
+        world_size: int,
+        timeout_s: float,
+        reproducible: bool,
+        store: object = None,
+    ) -> None:
+        """
+        Args:
+            process_group: torch's, of this epoch alone.
+            reproducible: sums in the order of the ranks (an all-gather and a sum), not as NCCL chooses.
+            store: what the group was formed over; kept for as long as the group.
+        """
+        super().__init__(rank=rank, world_size=world_size, backend="nccl", timeout_s=timeout_s)
+        self._process_group = process_group
+        self._reproducible = reproducible
+        self._store = store
+        self._watch = LaunchWatch(_record_event, timeout_s=timeout_s)
+        self._stop = threading.Event()
+        self._watcher = threading.Thread(target=self._watch_launches, name="nccl-watch", daemon=True)
+        self._watcher.start()
+
+    def _all_reduce(self, tensor: Tensor) -> None:
+        if self._reproducible:
+            rows = torch.empty((self.world_size, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
+            self._all_gather(rows, tensor.detach())
+            ordered_sum(rows, tensor.detach())
+            return
+        options = AllreduceOptions()
+        options.asyncOp = False  # on the current stream
+        self._launch(lambda: self._process_group.allreduce([tensor.detach()], options))
+
+    def _all_gather(self, out: Tensor, tensor: Tensor) -> None:
+        options = AllgatherOptions()
+        options.asyncOp = False
+        self._launch(lambda: self._process_group._allgather_base(out, tensor, options))
+
+    def _reduce_scatter(self, out: Tensor, tensor: Tensor) -> None:
+        if self._reproducible:
+            # [world, world, *S]: every rank's parts. More traffic than needed; no step does this.
+            rows = torch.empty((self.world_size, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
+            self._all_gather(rows, tensor)
+            ordered_sum(rows[:, self.rank], out)
+            return
+        options = ReduceScatterOptions()
+        options.asyncOp = False
+        self._launch(lambda: self._process_group._reduce_scatter_base(out, tensor, options))
+
+    def _broadcast(self, tensor: Tensor, source: int) -> None:
+        options = BroadcastOptions()
+        options.rootRank = source
+        options.asyncOp = False
+        self._launch(lambda: self._process_group.broadcast([tensor.detach()], options))
+
+    def _send(self, tensor: Tensor, to: int) -> None:
+        self._launch(lambda: self._process_group.send([tensor], to, 0))
+
+    def _receive(self, tensor: Tensor, source: int) -> None:
+        self._launch(lambda: self._process_group.recv([tensor.detach()], source, 0))
+
+    def _barrier(self) -> None:
+        """Waits for the device, as a barrier must."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        token = torch.zeros(1, device=device)
+        self._launch(lambda: self._process_group.allreduce([token]))
+        event = _record_event()
+        deadline = time.monotonic() + self.timeout_s
+        while event is not None and not self._ended(event):
+            self.check()
+            if time.monotonic() >= deadline:
+                self._give_up(f"the device did not get past it within {self.timeout_s:g} s")
+                self.check()
+            time.sleep(0.0001)
+        self.check()
+
+    def _abort(self) -> None:
+        self._stop.set()
+        group = self._process_group
+        # ncclCommAbort waits for every CUDA graph that captured the communicator to be dropped (since NCCL 2.26).
+        threading.Thread(target=group.abort, name="nccl-abort", daemon=True).start()
+
+    def _close(self) -> None:
+        self._stop.set()
+        box = [self._process_group, self._store]
+        self._process_group = None
+
+        def drop() -> None:
+            box[0].abort()
+            box.clear()
+
+        threading.Thread(target=drop, name="nccl-reaper", daemon=True).start()
+
+    def _launch(self, start: Callable[[], Any]) -> None:
+        try:
+            work = start()
+            if work is not None:
+                work.wait()  # makes the current stream wait, not this thread
+        except RuntimeError as error:
+            self._fail(str(error).splitlines()[0])
+        self._watch.launched(self._last, time.monotonic())
+
+    def _ended(self, event: DeviceEvent) -> bool:
+        try:
+            return event.query()
+        except RuntimeError as error:
+            self._fail(f"the device reports: {str(error).splitlines()[0]}")
+
+    def _watch_launches(self) -> None:
+        while not self._stop.wait(_WATCH_INTERVAL_S):
+            try:
+                last = self._watch.overdue(time.monotonic())
+            except RuntimeError as error:
+                self._give_up(f"the device reports: {str(error).splitlines()[0]}")
+                return
+            if last is not None:
+                self._give_up(
+                    f"the device did not get past {last.operation} #{last.sequence} "
+                    f"within {self.timeout_s:g} s: a rank is missing"
+                )
+                return
+
+    def _give_up(self, reason: str) -> None:
+        if self._broken is None:
+            self._broken = (reason, None)
+        self._abort()
+
+
+def why_no_nccl() -> str:
+    """Why this process can't use NCCL; empty if it can."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    if not torch.distributed.is_nccl_available():
+        return f"torch {torch.__version__} was built without NCCL"
+    return ""
+
+
+def form_nccl_group(
+    store: CoordinatorStore,
+    *,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    timeout_s: float,
+    reproducible: bool,
+) -> NcclHandler:
+    """Connects the ranks' devices: returns when all have answered.
+
+    Raises:
+        RuntimeError, CommunicationError: NCCL refused, or a rank did not come.
+    """
+    from torch._C._distributed_c10d import ProcessGroupNCCL  # only in builds with CUDA
+
+    # torch reads them in the constructor; there is no other way to say it.
+    os.environ.update(_ENVIRONMENT)
+    options = ProcessGroupNCCL.Options()
+    # Without it a communicator that waits for a missing rank can't be aborted.
+    options.config.blocking = 0
+    options._timeout = timedelta(seconds=timeout_s)
+    with torch.cuda.device(device):
+        group = ProcessGroupNCCL(PrefixStore("nccl", store), rank, world_size, options)
+        group.eager_connect_single_device(device)
+        handler = NcclHandler(
+            group,
+            rank=rank,
+            world_size=world_size,
+            timeout_s=timeout_s,
+            reproducible=reproducible,
+            store=store,
+        )
+        try:
+            handler.barrier()
+        except BaseException:
+            handler.close()
+            raise
+    return handler
+
+
+def _record_event() -> DeviceEvent | None:
+    """A mark on the current stream; None without CUDA and while a graph is being captured."""
+    if not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing():
+        return None
+    event: DeviceEvent = torch.cuda.current_stream().record_event()
+    return event
