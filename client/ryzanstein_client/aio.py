@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
@@ -17,7 +17,7 @@ from .messages import chat_prompt, chat_request, model_from, text_request
 from .retry import ResumePolicy, UnaryRetry
 from .status import CallFailed
 from .target import DEFAULT_ADDRESS, Target
-from .types import Completion, Message, Model, Prompt, RequestOptions
+from .types import Completion, Messages, Model, Prompt, RequestOptions
 
 
 class AsyncClient:
@@ -66,17 +66,17 @@ class AsyncClient:
     @overload
     async def chat(
         self,
-        messages: Iterable[Message],
+        messages: Messages,
         *,
         stream: Literal[False] = False,
         **options: Unpack[RequestOptions],
     ) -> Completion: ...
     @overload
     async def chat(
-        self, messages: Iterable[Message], *, stream: Literal[True], **options: Unpack[RequestOptions]
+        self, messages: Messages, *, stream: Literal[True], **options: Unpack[RequestOptions]
     ) -> AsyncCompletionStream: ...
     async def chat(
-        self, messages: Iterable[Message], *, stream: bool = False, **options: Unpack[RequestOptions]
+        self, messages: Messages, *, stream: bool = False, **options: Unpack[RequestOptions]
     ) -> Completion | AsyncCompletionStream:
         """Answers a conversation: a list of {"role": …, "content": …}. With `stream`, chunk by chunk."""
         answer = AsyncCompletionStream(self._connection, chat_request(messages, options), self._policy)
@@ -96,7 +96,7 @@ class AsyncClient:
 
     async def tokenize(
         self,
-        prompt: str | Iterable[Message],
+        prompt: str | Messages,
         *,
         model: str | None = None,
         add_special_tokens: bool | None = None,

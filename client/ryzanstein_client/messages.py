@@ -15,7 +15,7 @@ from .errors import InvalidRequest
 from .types import (
     Chunk,
     Completion,
-    Message,
+    Messages,
     Model,
     Prompt,
     RequestOptions,
@@ -41,14 +41,14 @@ def text_request(prompt: Prompt, options: RequestOptions) -> inference_pb2.Gener
     return request
 
 
-def chat_request(messages: Iterable[Message], options: RequestOptions) -> inference_pb2.GenerateRequest:
+def chat_request(messages: Messages, options: RequestOptions) -> inference_pb2.GenerateRequest:
     """A request to answer a conversation."""
     request = _request(options)
     request.chat.CopyFrom(chat_prompt(messages))
     return request
 
 
-def chat_prompt(messages: Iterable[Message]) -> inference_pb2.ChatPrompt:
+def chat_prompt(messages: Messages) -> inference_pb2.ChatPrompt:
     """A conversation; the model's own template is applied by the server."""
     prompt = inference_pb2.ChatPrompt()
     for index, message in enumerate(messages):

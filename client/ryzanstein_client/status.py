@@ -62,7 +62,9 @@ class CallFailed(Exception):  # noqa: N818 - an event to decide on, more than an
         match self.code:
             case grpc.StatusCode.UNAVAILABLE:
                 return self.retry_after_s is None
-            case grpc.StatusCode.CANCELLED | grpc.StatusCode.INTERNAL:
+            case grpc.StatusCode.CANCELLED:  # a server of ours names the request that was cancelled
+                return self.message in ("", "CANCELLED") or self.message.startswith("Received RST_STREAM")
+            case grpc.StatusCode.INTERNAL:
                 return not self.message or self.message.startswith("Received RST_STREAM")
             case grpc.StatusCode.UNKNOWN:
                 return not self.message or "Stream removed" in self.message

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
@@ -18,7 +18,7 @@ from .status import CallFailed
 from .sync_connection import Connection, sleep
 from .sync_stream import CompletionStream
 from .target import DEFAULT_ADDRESS, Target
-from .types import Completion, Message, Model, Prompt, RequestOptions
+from .types import Completion, Messages, Model, Prompt, RequestOptions
 
 
 class Client:
@@ -67,17 +67,17 @@ class Client:
     @overload
     def chat(
         self,
-        messages: Iterable[Message],
+        messages: Messages,
         *,
         stream: Literal[False] = False,
         **options: Unpack[RequestOptions],
     ) -> Completion: ...
     @overload
     def chat(
-        self, messages: Iterable[Message], *, stream: Literal[True], **options: Unpack[RequestOptions]
+        self, messages: Messages, *, stream: Literal[True], **options: Unpack[RequestOptions]
     ) -> CompletionStream: ...
     def chat(
-        self, messages: Iterable[Message], *, stream: bool = False, **options: Unpack[RequestOptions]
+        self, messages: Messages, *, stream: bool = False, **options: Unpack[RequestOptions]
     ) -> Completion | CompletionStream:
         """Answers a conversation: a list of {"role": …, "content": …}. With `stream`, chunk by chunk."""
         answer = CompletionStream(self._connection, chat_request(messages, options), self._policy)
@@ -97,7 +97,7 @@ class Client:
 
     def tokenize(
         self,
-        prompt: str | Iterable[Message],
+        prompt: str | Messages,
         *,
         model: str | None = None,
         add_special_tokens: bool | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -18,6 +18,10 @@ class Message(TypedDict):
 
     role: str
     content: str
+
+
+#: A conversation, oldest turn first. Any mapping with the keys of a `Message` will do.
+Messages = Iterable[Message | Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

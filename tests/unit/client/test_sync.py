@@ -1,0 +1,164 @@
+"""The synchronous client: what threads and the missing event loop make different."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from ryzanstein_client import (
+    Client,
+    CompletionStream,
+    Disconnected,
+    InvalidRequest,
+    NotFound,
+    RyzansteinError,
+)
+
+from .scripted_coordinator import CoordinatorThread, expected_tokens, text_of
+
+
+def test_the_example_of_the_documentation_works(server: CoordinatorThread) -> None:
+    with Client(server.address) as client:
+        text = "".join(chunk.text for chunk in client.stream("The sky is", max_tokens=64, seed=7))
+        completion = client.generate("2+2=", max_tokens=4, seed=7)
+    assert text == text_of(expected_tokens(7, 64))
+    assert completion.token_ids == tuple(expected_tokens(7, 4))
+
+
+def test_every_call_works_without_an_event_loop(server: CoordinatorThread) -> None:
+    with Client(server.address, api_key="k1") as client:
+        assert [model.name for model in client.models()] == ["letters"]
+        assert client.cluster()["epoch"] == 3
+        assert client.tokenize("ab") == [97, 98]
+        assert client.detokenize([97, 98]) == "ab"
+        assert next(client.watch())["state"] == "serving"
+        messages = [{"role": "user", "content": "hi"}]
+        assert client.chat(messages, max_tokens=2, seed=1).text == text_of(expected_tokens(1, 2))
+        stream = client.chat(messages, stream=True, max_tokens=2, seed=1)
+        assert isinstance(stream, CompletionStream)
+        assert "".join(chunk.text for chunk in stream) == text_of(expected_tokens(1, 2))
+        with pytest.raises(NotFound):
+            client.cancel("nobody")
+        with pytest.raises(NotFound):
+            client.drain("nobody")
+    assert {metadata.get("authorization") for metadata in server.coordinator.metadata} == {"Bearer k1"}
+
+
+def test_a_stream_survives_restarts_of_the_coordinator(server: CoordinatorThread) -> None:
+    server.coordinator.restart_after(5, 17, 40)
+    with Client(server.address) as client:
+        assert client.generate("hello", max_tokens=60, seed=2).token_ids == tuple(expected_tokens(2, 60))
+    assert server.coordinator.calls.count("Attach") >= 3
+
+
+def test_several_threads_share_one_client(server: CoordinatorThread) -> None:
+    server.coordinator.restart_after(20)
+    with Client(server.address) as client, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda s: client.generate("x", max_tokens=40, seed=s).token_ids, range(24)))
+    assert answers == [tuple(expected_tokens(seed, 40)) for seed in range(24)]
+
+
+def test_breaking_out_of_the_loop_cancels_the_request_on_the_server(server: CoordinatorThread) -> None:
+    server.coordinator.token_limit = 3
+    with Client(server.address) as client:
+        for _ in client.stream("hello", request_id="left"):
+            break
+        server.wait_until(lambda: "left" in server.coordinator.cancelled)
+
+
+def fail_while_reading(stream: CompletionStream) -> None:
+    for _ in stream:
+        raise KeyError
+
+
+def test_an_exception_in_the_loop_cancels_the_request_on_the_server(server: CoordinatorThread) -> None:
+    server.coordinator.token_limit = 3
+    with Client(server.address) as client:
+        with pytest.raises(KeyError):
+            fail_while_reading(client.stream("hello", request_id="left"))
+        server.wait_until(lambda: "left" in server.coordinator.cancelled)
+
+
+def test_close_tells_the_server_at_once_and_only_once(server: CoordinatorThread) -> None:
+    server.coordinator.token_limit = 3
+    with Client(server.address) as client:
+        with client.stream("hello", request_id="left") as stream:
+            next(stream)
+        stream.close()
+        assert server.coordinator.cancelled == ["left"]
+        with pytest.raises(StopIteration):
+            next(stream)
+
+
+def test_a_stream_in_a_reference_cycle_is_cancelled_when_it_is_collected(server: CoordinatorThread) -> None:
+    server.coordinator.token_limit = 3
+    with Client(server.address) as client:
+        stream = client.stream("hello", request_id="left")
+        next(stream)
+        cycle: list[object] = [stream]
+        cycle.append(cycle)
+        del stream, cycle
+        gc.collect()
+        server.wait_until(lambda: "left" in server.coordinator.cancelled)
+
+
+def test_a_client_that_is_dropped_without_being_closed_leaves_no_thread(server: CoordinatorThread) -> None:
+    client = Client(server.address)
+    client.generate("hello", max_tokens=1)
+    thread = next(thread for thread in threading.enumerate() if thread.name == "ryzanstein-farewells")
+    del client
+    gc.collect()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_a_closed_client_says_so(server: CoordinatorThread) -> None:
+    client = Client(server.address)
+    client.close()
+    client.close()
+    with pytest.raises(InvalidRequest, match="closed"):
+        client.models()
+    with pytest.raises(InvalidRequest, match="closed"):
+        client.generate("hello")
+
+
+def test_a_coordinator_that_is_not_there_is_an_error(server: CoordinatorThread) -> None:
+    server.do(server.coordinator.stop())
+    with Client(server.address, connect_timeout_s=0.1) as client, pytest.raises(Disconnected) as caught:
+        client.models()
+    assert isinstance(caught.value, RyzansteinError)
+    assert (caught.value.code, caught.value.exit_code) == ("UNAVAILABLE", 69)
+
+
+PROGRAM = """
+import sys
+from ryzanstein_client import Client
+client = Client(sys.argv[1])
+for chunk in client.stream("hello", request_id="left"):
+    print(chunk.text, flush=True)
+    if sys.argv[2] == "break":
+        break
+"""
+
+
+@pytest.mark.parametrize("way", ["break", "interrupt"])
+def test_a_program_that_ends_in_mid_stream_cancels_its_request(server: CoordinatorThread, way: str) -> None:
+    server.coordinator.token_limit = 1
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, server.address, way],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    if way == "interrupt":
+        process.send_signal(signal.SIGINT)
+    process.wait(10)
+    process.stdout.close()
+    server.wait_until(lambda: "left" in server.coordinator.cancelled)
