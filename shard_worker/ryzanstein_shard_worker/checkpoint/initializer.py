@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..communication import CommunicationError, CommunicationHandler
 from .distributor import Read, WeightDistributor
-from .loader import LayerComplete, Progress, planned_parameters
+from .loader import LayerComplete, Progress, check_planned, planned_parameters
 from .mapped_file import MappedFile
 from .transfer import check_range
 
@@ -140,11 +140,7 @@ class DistributedParameterInitializer:
     def _receiving(self, model: nn.Module | Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         names = [plan.name for plan in self._plans]
         tensors = planned_parameters(model, names) if isinstance(model, nn.Module) else dict(model or {})
-        for plan in self._plans:
-            found = tensors.get(plan.name)
-            if found is None or tuple(found.shape) != plan.shape:
-                shape = None if found is None else list(found.shape)
-                raise ModelError(f"parameter {plan.name}: the model has {shape}, not {list(plan.shape)}")
+        check_planned(tensors, self._plans, self._handler.rank, self._handler.world_size)
         return tensors
 
     def _senders(

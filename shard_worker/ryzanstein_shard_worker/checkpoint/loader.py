@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 import torch
-from ryzanstein.model_plan import Box, CheckpointIndex, ModelConfig, ModelError, module_of
+from ryzanstein.model_plan import Box, CheckpointIndex, ModelConfig, ModelError, ParameterPlan, module_of
 from torch import Tensor, nn
 
 from .distributor import Read, WeightDistributor
@@ -32,12 +32,14 @@ class DistributedCheckpointLoader:
         rank, world: this rank and the number of ranks.
         dtype: of the parameters that `allocate` makes.
         device: where the parameters are.
+        read_ahead_bytes: how far before the copying the file is asked for.
+        chunk_bytes: how much is copied at a time, between two calls of `progress`.
 
     Raises:
         ModelError: the model can't be split so, or the checkpoint is not of this model.
     """
 
-    def __init__(  # noqa: PLR0917 - what to load, for whom, in which form: always given in this order
+    def __init__(
         self,
         index: CheckpointIndex,
         config: ModelConfig,
@@ -47,6 +49,7 @@ class DistributedCheckpointLoader:
         device: torch.device,
         *,
         read_ahead_bytes: int = 512 << 20,
+        chunk_bytes: int = 64 << 20,
     ) -> None:
         self._distributor = WeightDistributor(index, config, world)
         self._plans = self._distributor.parameters(rank)  # also checks the rank
@@ -54,6 +57,7 @@ class DistributedCheckpointLoader:
         self._dtype = dtype
         self._device = device
         self._read_ahead_bytes = read_ahead_bytes
+        self._chunk_bytes = chunk_bytes
 
     def allocate(self) -> dict[str, Tensor]:
         """The rank's parameters by name, uninitialised."""
@@ -99,9 +103,9 @@ class DistributedCheckpointLoader:
         progress: Progress | None,
         on_layer_complete: LayerComplete | None,
     ) -> None:
-        self._check(tensors)
+        check_planned(tensors, self._plans, self._rank, self._distributor.world)
         files = self._distributor.index.files
-        reads = self._distributor.reads(self._rank)
+        reads = self._distributor.reads(self._rank, self._chunk_bytes)
         spans = [Span(files[read.file].path, *read.span) for read in reads]
         total_bytes = sum(read.needed_bytes for read in reads)
         done_bytes = 0
@@ -128,17 +132,6 @@ class DistributedCheckpointLoader:
         for name, boxes in self._distributor.padding(self._rank).items():
             for box in boxes:
                 tensors[name][_slices(box)] = 0
-
-    def _check(self, tensors: Mapping[str, Tensor]) -> None:
-        for plan in self._plans:
-            if plan.name not in tensors:
-                raise ModelError(f"the model has no parameter {plan.name}, which its configuration asks for")
-            shape = tuple(tensors[plan.name].shape)
-            if shape != plan.shape:
-                raise ModelError(
-                    f"parameter {plan.name}: the model has shape {list(shape)}, "
-                    f"rank {self._rank} of {self._distributor.world} needs {list(plan.shape)}"
-                )
 
 
 class _Modules:
@@ -184,6 +177,21 @@ def planned_parameters(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
             raise ModelError(f"the model has a parameter {name} that its configuration does not ask for")
         del state[name]
     return state
+
+
+def check_planned(
+    tensors: Mapping[str, Tensor], plans: Sequence[ParameterPlan], rank: int, world: int
+) -> None:
+    """Raises ModelError, which names the parameter, unless every planned one is there with its shape."""
+    for plan in plans:
+        if plan.name not in tensors:
+            raise ModelError(f"the model has no parameter {plan.name}, which its configuration asks for")
+        shape = tuple(tensors[plan.name].shape)
+        if shape != plan.shape:
+            raise ModelError(
+                f"parameter {plan.name}: the model has {list(shape)}, "
+                f"rank {rank} of {world} needs {list(plan.shape)}"
+            )
 
 
 def _copy(transfer: Transfer, tensors: Mapping[str, Tensor], mapped: MappedFile, read: Read) -> None:

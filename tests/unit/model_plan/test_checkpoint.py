@@ -179,9 +179,7 @@ def test_a_misshapen_tensor_is_named_with_its_file(whole: Path) -> None:
 
 def test_a_tensor_of_integers_is_named(whole: Path) -> None:
     _change_weights(whole, lambda tensors: tensors.update({"model.norm.weight": np.zeros(64, np.int8)}))
-    with pytest.raises(
-        ModelError, match=r"tensor model\.norm\.weight: has dtype I8; supported are F32, BF16"
-    ):
+    with pytest.raises(ModelError, match=r"norm\.weight: has dtype I8; supported are F32, BF16"):
         _check(whole)
 
 
