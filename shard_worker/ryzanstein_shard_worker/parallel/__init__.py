@@ -1,0 +1,35 @@
+"""Layers that are split over the ranks of a group, and the wrapper that splits any module."""
+
+from __future__ import annotations
+
+from .attention import Attend, ParallelAttention
+from .block import TensorParallelTransformerBlock
+from .dense_attention import dense_causal_attend
+from .embedding import ParallelEmbedding, VocabularyParallelHead
+from .feature_slice import FeatureSlice, even_slice, head_slice
+from .layer import TensorParallelLayer
+from .linear import ColumnParallelLinear, RowParallelLinear
+from .mlp import ParallelMLP
+from .norm import RMSNorm
+from .packable import PackableLinear
+from .rotary import RotaryEmbedding, Rotation
+
+__all__ = [
+    "Attend",
+    "ColumnParallelLinear",
+    "FeatureSlice",
+    "PackableLinear",
+    "ParallelAttention",
+    "ParallelEmbedding",
+    "ParallelMLP",
+    "RMSNorm",
+    "RotaryEmbedding",
+    "Rotation",
+    "RowParallelLinear",
+    "TensorParallelLayer",
+    "TensorParallelTransformerBlock",
+    "VocabularyParallelHead",
+    "dense_causal_attend",
+    "even_slice",
+    "head_slice",
+]

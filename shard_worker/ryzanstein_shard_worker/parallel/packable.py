@@ -1,0 +1,70 @@
+"""A layer around one matrix that can be packed for serving."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..communication import CommunicationHandler
+from .layer import TensorParallelLayer
+from .packed_weight import PackedWeight, can_pack
+
+
+class PackableLinear(TensorParallelLayer):
+    """Multiplies by a local weight [N, K], which is plain (and can be trained) or packed (and can't).
+
+    Args:
+        handler: of the group.
+        weight: this rank's part; None where another module owns it.
+        bias: [N].
+    """
+
+    def __init__(
+        self, handler: CommunicationHandler, weight: nn.Parameter | None, bias: nn.Parameter | None
+    ) -> None:
+        super().__init__(handler)
+        self.weight = weight
+        self.bias = bias
+        self._packed: PackedWeight | None = None
+
+    @property
+    def packed(self) -> bool:
+        """Whether the layer serves from a packed weight."""
+        return self._packed is not None
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether a row's result is known not to depend on the other rows of a call."""
+        return self._packed is not None and self._packed.reproducible
+
+    @property
+    def weight_bytes(self) -> int:
+        return super().weight_bytes + (0 if self._packed is None else self._packed.nbytes)
+
+    def pack(self, *, reproducible: bool = True) -> None:
+        if self._packed is not None:
+            return
+        weight = self.trainable_weight()
+        if can_pack(weight.dtype, weight.device):
+            self._packed = PackedWeight(weight, reproducible=reproducible)
+            self.weight = None
+
+    def plain_weight(self) -> Tensor:
+        """The local weight [N, K] with the bits that were loaded; in new memory where only the packed one is
+        left."""
+        return self.trainable_weight() if self._packed is None else self._packed.plain()
+
+    def trainable_weight(self) -> Tensor:
+        """The weight as a parameter. Raises RuntimeError once it is packed."""
+        if self.weight is None:
+            raise RuntimeError(
+                "the weight is packed for serving, without gradients: call the layer under torch.inference_mode()"
+            )
+        return self.weight
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x [.., K] → x @ weight.T + bias [.., N], in new memory, without gradients."""
+        packed = self._packed
+        if packed is not None:
+            return packed(x, bias)
+        return functional.linear(x, self.trainable_weight(), bias)
