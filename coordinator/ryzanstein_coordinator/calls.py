@@ -129,7 +129,7 @@ class WorkerCalls:
         except CallError as error:
             self._emit(events.ShardRefused(*identity, error.never_works, str(error)))
         else:
-            self._emit(events.ShardLoaded(*identity, reply.loaded, reply.weights_bytes))
+            self._emit(events.ShardLoaded(*identity, reply.loaded, reply.has_files, reply.weights_bytes))
 
     async def _join(self, request: shard_worker_pb2.JoinGroupRequest, member: Member) -> None:
         connection = self._workers.of(member.worker_id, member.incarnation)
@@ -206,7 +206,8 @@ def _member(member: Member, worker: WorkerRecord) -> shard_worker_pb2.GroupMembe
         pid=worker.pid,
         address=worker.address,
         device=worker.device.name,
-        has_checkpoint=worker.shard is not None and worker.shard.has_checkpoint,
+        loaded=worker.shard is not None and worker.shard.loaded,
+        has_files=worker.shard is not None and worker.shard.has_files,
     )
 
 

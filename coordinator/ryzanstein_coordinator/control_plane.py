@@ -146,7 +146,7 @@ class ControlPlane:
             return
         workers = {m.worker_id: w for m in group.members if (w := draft.worker(m.worker_id)) is not None}
         reports = {m.worker_id: t for m in group.members if (t := draft.telemetry(m.worker_id)) is not None}
-        fault = self.monitor.fault(draft.now_s, group, workers, reports)
+        fault = self.monitor.fault(draft.now_s, group, workers, reports, draft.lease_floor_s)
         if fault is None:
             return
         culprit = None if fault.culprit is None else draft.worker(fault.culprit)
@@ -213,7 +213,7 @@ class ControlPlane:
         worker = draft.process(event.worker_id, event.incarnation)
         if worker is None or worker.loading != event.key:
             return
-        shard = Shard(event.key, event.has_checkpoint, event.weights_bytes)
+        shard = Shard(event.key, event.loaded, event.has_files, event.weights_bytes)
         draft.set_worker(worker.worker_id, loading=None, shard=shard)
         group = draft.find_group(worker.group)
         if group is not None and group.phase is Phase.LOADING and worker.rank == event.key.rank:

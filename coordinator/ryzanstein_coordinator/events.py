@@ -77,7 +77,8 @@ class ShardLoaded:
     worker_id: str
     incarnation: str
     key: ShardKey
-    has_checkpoint: bool
+    loaded: bool
+    has_files: bool
     weights_bytes: int
 
 

@@ -229,7 +229,8 @@ class GroupLife:
             workers.append(worker)
         if group.answered != {member.worker_id for member in group.members}:
             return
-        if not any(worker.shard is not None and worker.shard.has_checkpoint for worker in workers):
+        shards = [worker.shard for worker in workers if worker.shard is not None]
+        if not all(shard.loaded for shard in shards) and not any(shard.has_files for shard in shards):
             draft.set_group(
                 group.group_id,
                 reason="no worker can read the checkpoint: give one of them --model-dir",

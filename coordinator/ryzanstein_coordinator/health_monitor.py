@@ -63,10 +63,12 @@ class HealthMonitor:
         group: GroupRecord,
         workers: Mapping[str, WorkerRecord],
         telemetry: Mapping[str, Telemetry],
+        floor_s: float,
     ) -> Fault | None:
         """What is wrong with a group that forms or serves, as far as its members' reports tell.
 
-        Dead members are not looked for here: a broken stream and an expired lease are events of their own.
+        `floor_s` as in `lease`. Dead members are not looked for here: a broken stream and an expired lease
+        are events of their own.
         """
         reports = [
             (worker_id, report)
@@ -85,7 +87,7 @@ class HealthMonitor:
                 reason=f"the leader {group.leader} does not take requests",
                 seen_at_s=now_s,
             )
-        return self._left(now_s, group, reports) or self._stuck(now_s, group, reports)
+        return self._left(now_s, group, reports) or self._stuck(now_s, group, reports, floor_s)
 
     def stream_breaks(self, now_s: float, group: GroupRecord) -> int:
         """The router's complaints in a row, with one that comes now."""
@@ -117,7 +119,7 @@ class HealthMonitor:
             # What the next tick will find is true already.
             if report is None or self.lease(now_s, worker, report, state.lease_floor_s).expired:
                 return f"{member.worker_id} (rank {member.rank}) was not heard of for a lease"
-            age_s = _progress_age_s(now_s, report)
+            age_s = _progress_age_s(now_s, report, state.lease_floor_s)
             if report.epoch == group.epoch and age_s > self._config.progress_deadline_s:
                 return f"{member.worker_id} (rank {member.rank}) finished no step for {age_s:.0f} s"
         return ""
@@ -137,10 +139,12 @@ class HealthMonitor:
                 )
         return None
 
-    def _stuck(self, now_s: float, group: GroupRecord, reports: list[tuple[str, Telemetry]]) -> Fault | None:
+    def _stuck(
+        self, now_s: float, group: GroupRecord, reports: list[tuple[str, Telemetry]], floor_s: float
+    ) -> Fault | None:
         deadline_s = self._config.progress_deadline_s
         inside = [(worker_id, report) for worker_id, report in reports if report.epoch == group.epoch]
-        oldest_s = max((_progress_age_s(now_s, report) for _, report in inside), default=0.0)
+        oldest_s = max((_progress_age_s(now_s, report, floor_s) for _, report in inside), default=0.0)
         if oldest_s <= deadline_s:
             return None
         # The rank that has entered the fewest collectives is the one that the others wait for.
@@ -163,9 +167,9 @@ def _position(report: Telemetry) -> tuple[int, int]:
     return report.collective_sequence, report.step
 
 
-def _progress_age_s(now_s: float, report: Telemetry) -> float:
-    """The age that the worker told, plus what has passed since."""
-    return report.progress_age_s + max(0.0, now_s - report.heard_at_s)
+def _progress_age_s(now_s: float, report: Telemetry, floor_s: float) -> float:
+    """The age that the worker told, plus what has passed since while the coordinator was there to hear more."""
+    return report.progress_age_s + max(0.0, now_s - max(report.heard_at_s, floor_s))
 
 
 def _reported(now_s: float, group: GroupRecord, worker: WorkerRecord, fault: FaultReport) -> Fault:

@@ -97,7 +97,9 @@ class Shard:
 
     key: ShardKey
     #: False: it needs a peer to send it the weights when the group is formed.
-    has_checkpoint: bool
+    loaded: bool
+    #: It can read any rank's shard, also for a peer.
+    has_files: bool
     weights_bytes: int = 0
 
 

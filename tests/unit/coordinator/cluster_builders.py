@@ -113,4 +113,4 @@ def worker(worker_id: str, **changes: Any) -> WorkerRecord:
 
 
 def shard(rank: int, size: int = 2, max_model_len: int = 256) -> Shard:
-    return Shard(ShardKey(rank, size, max_model_len), has_checkpoint=True, weights_bytes=1000)
+    return Shard(ShardKey(rank, size, max_model_len), loaded=True, has_files=True, weights_bytes=1000)

@@ -111,19 +111,22 @@ class SimulatedCluster:
         process = self.processes[worker_id]
         process.stuck, process.stuck_since_s = True, self.now_s
 
+    def pause(self, seconds: float) -> None:
+        """The coordinator itself stands still: what was sent to it waits, and its clock is read before that."""
+        self.now_s += seconds
+        self._send(events.Tick())
+
     def run_for(self, seconds: float) -> None:
         until_s = self.now_s + seconds
         while self._queue and self._queue[0][0] <= until_s:
-            self.now_s, _, run = heapq.heappop(self._queue)
-            run()
-        self.now_s = until_s
+            self._next()
+        self.now_s = max(self.now_s, until_s)
 
     def run_until(self, condition: Callable[[], bool], within_s: float) -> bool:
         """Whether the condition came true in time."""
         until_s = self.now_s + within_s
         while not condition() and self._queue and self._queue[0][0] <= until_s:
-            self.now_s, _, run = heapq.heappop(self._queue)
-            run()
+            self._next()
         return condition()
 
     def send(self, event: Event) -> None:
@@ -143,6 +146,11 @@ class SimulatedCluster:
         return self.state.workers[worker_id]
 
     # --- the coordinator's side
+
+    def _next(self) -> None:
+        moment_s, _, run = heapq.heappop(self._queue)
+        self.now_s = max(self.now_s, moment_s)
+        run()
 
     def _send(self, event: Event) -> None:
         decision = self.control.step(self.now_s, self.state, event)
@@ -178,6 +186,7 @@ class SimulatedCluster:
                 self._commit(action.epoch)
             case events.LoadShard():
                 self._announced(action.epoch)
+                assert not self.record(action.worker_id).fence_epoch, "a worker loads before it has left"
                 self._call(action.worker_id, action.incarnation, lambda p: self._load(p, action))
             case events.AbortWorker():
                 if action.epoch > self.processes[action.worker_id].seen_epoch:  # else it knows it already
@@ -304,7 +313,7 @@ class SimulatedCluster:
                 process.waiting.append(loaded)
             elif process.alive:
                 process.shard = action.key
-                self._reply(process, events.ShardLoaded(*identity, True, 1000))
+                self._reply(process, events.ShardLoaded(*identity, True, True, 1000))
 
         self._later(0.0005, 0.001 if process.shard == action.key else 0.5, loaded)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ryzanstein_coordinator.memory_ledger import format_bytes, rank_needs
 from ryzanstein_coordinator.resource_allocator import CPU_CACHE_BYTES, DeviceShare, ResourceAllocator
@@ -170,6 +170,7 @@ def test_bounds_hold_for_a_replacement_whose_predecessors_memory_is_not_back_yet
     assert not allocator.holds(bounds, [share(40 * GIB)])
 
 
+@settings(deadline=None)
 @given(
     total_gib=st.integers(1, 200),
     size=st.sampled_from([1, 2, 4, 8]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ryzanstein_coordinator.placement import backend_of, likely_rank, natural_key, place
 from ryzanstein_coordinator.state import Member, ShardKey
@@ -17,6 +17,7 @@ def ids(members: Iterable[Member]) -> list[str]:
     return [member.worker_id for member in members]
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32), count=st.integers(2, 12), size=st.integers(1, 6))
 def test_any_order_of_arrival_gives_the_same_valid_placement(seed: int, count: int, size: int) -> None:
     rng = random.Random(seed)

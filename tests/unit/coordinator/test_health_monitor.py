@@ -1,0 +1,198 @@
+"""Who is well, and who is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from ryzanstein_coordinator.health_monitor import Fault, HealthMonitor
+from ryzanstein_coordinator.state import (
+    Cause,
+    ClusterState,
+    FaultReport,
+    GroupRecord,
+    Member,
+    Phase,
+    Telemetry,
+    WorkerRecord,
+)
+
+from .cluster_builders import configuration, worker
+
+MONITOR = HealthMonitor(configuration(lease_ttl_s=1.0, progress_deadline_s=10.0))
+GROUP = GroupRecord(
+    group_id="g0",
+    size=2,
+    phase=Phase.SERVING,
+    epoch=7,
+    members=(Member(0, "w0", "w0-1"), Member(1, "w1", "w1-1")),
+    serving_since_s=0.0,
+)
+WORKERS = {f"w{rank}": worker(f"w{rank}", group="g0", rank=rank) for rank in (0, 1)}
+
+
+def report(now_s: float = 100.0, **changes: object) -> Telemetry:
+    fields: dict[str, object] = {"heard_at_s": now_s, "epoch": 7, "collective": "all_reduce"}
+    return Telemetry(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def fault(reports: Mapping[str, Telemetry], group: GroupRecord = GROUP, now_s: float = 100.0) -> Fault | None:
+    return MONITOR.fault(now_s, group, WORKERS, reports, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("silent_s", "suspect", "expired"), [(0.2, False, False), (0.7, True, False), (1.01, True, True)]
+)
+def test_silence_makes_a_suspect_and_then_ends_the_lease(
+    silent_s: float, suspect: bool, expired: bool
+) -> None:
+    lease = MONITOR.lease(100.0 + silent_s, WORKERS["w0"], report(100.0), 0.0)
+    assert (lease.suspect, lease.expired) == (suspect, expired)
+
+
+def test_a_lease_begins_with_the_registration() -> None:
+    assert MONITOR.lease(0.5, WORKERS["w0"], None, 0.0).age_s == 0.5
+    assert MONITOR.lease(1.5, WORKERS["w0"], None, 0.0).expired
+
+
+def test_silence_while_the_coordinator_stood_still_proves_nothing() -> None:
+    assert not MONITOR.lease(160.0, WORKERS["w0"], report(100.0), floor_s=159.9).suspect
+    assert MONITOR.stood_still(160.0, last_tick_s=100.0)
+    assert not MONITOR.stood_still(100.05, last_tick_s=100.0)
+
+
+def test_a_healthy_group_has_no_fault() -> None:
+    assert fault({"w0": report(), "w1": report()}) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "peer", "cause", "culprit"),
+    [
+        ("collective", 0, Cause.COLLECTIVE, "w0"),
+        ("collective", None, Cause.COLLECTIVE, None),
+        ("collective", 9, Cause.COLLECTIVE, None),
+        ("process", 0, Cause.PROCESS, "w0"),
+        ("process", None, Cause.COLLECTIVE, None),
+        ("device", None, Cause.DEVICE, "w1"),
+        ("memory", None, Cause.MEMORY, "w1"),
+        ("engine", 0, Cause.ENGINE, "w1"),
+        ("something new", None, Cause.ENGINE, "w1"),
+    ],
+)
+def test_a_report_blames_the_peer_or_the_reporter(
+    kind: str, peer: int | None, cause: Cause, culprit: str | None
+) -> None:
+    seen = FaultReport(kind=kind, message="it broke", epoch=7, peer_rank=peer)
+    found = fault({"w0": report(), "w1": report(fault=seen)})
+    assert found is not None
+    assert (found.cause, found.culprit) == (cause, culprit)
+    assert found.reason == "w1 (rank 1) reports: it broke"
+
+
+def test_a_fault_of_an_earlier_epoch_is_old_news() -> None:
+    seen = FaultReport(kind="engine", message="", epoch=6)
+    assert fault({"w0": report(), "w1": report(fault=seen)}) is None
+
+
+def test_the_rank_that_the_others_wait_for_is_named_as_stuck() -> None:
+    reports = {
+        "w0": report(progress_age_s=12.0, collective_sequence=41),
+        "w1": report(progress_age_s=12.0, collective_sequence=40),
+    }
+    found = fault(reports)
+    assert found is not None
+    assert (found.cause, found.culprit) == (Cause.STUCK, "w1")
+    assert found.reason == "no step was finished for 12.0 s: w1 stands at all_reduce 40"
+    assert found.seen_at_s == 88.0
+
+
+def test_nobody_is_blamed_when_all_ranks_stand_at_the_same_place() -> None:
+    stuck = report(progress_age_s=12.0, collective_sequence=41)
+    found = fault({"w0": stuck, "w1": stuck})
+    assert found is not None
+    assert found.culprit is None
+    assert "all ranks stand at all_reduce 41" in found.reason
+
+
+def test_a_slow_step_within_the_deadline_is_no_fault() -> None:
+    assert fault({"w0": report(progress_age_s=9.9), "w1": report(progress_age_s=9.9)}) is None
+
+
+def test_a_member_that_left_the_epoch_without_a_word_is_found() -> None:
+    found = fault({"w0": report(), "w1": report(epoch=0)})
+    assert found is not None
+    assert (found.cause, found.culprit) == (Cause.ENGINE, "w1")
+
+
+def test_a_beat_from_before_the_group_stood_is_no_sign_of_leaving() -> None:
+    just_formed = GroupRecord(
+        group_id="g0", size=2, phase=Phase.SERVING, epoch=7, members=GROUP.members, serving_since_s=99.9
+    )
+    assert fault({"w0": report(), "w1": report(epoch=0)}, just_formed) is None
+
+
+def ready(
+    *, group: GroupRecord = GROUP, draining: bool = False, now_s: float = 100.0, **changes: Telemetry
+) -> tuple[bool, str]:
+    telemetry = {"w0": report(), "w1": report(), **changes}
+    workers: Mapping[str, WorkerRecord] = WORKERS
+    state = ClusterState(workers=workers, telemetry=telemetry, groups=(group,), draining=draining)
+    return MONITOR.readiness(now_s, state)
+
+
+def test_a_group_that_serves_makes_the_cluster_ready() -> None:
+    assert ready() == (True, "group g0 serves in epoch 7")
+
+
+def test_one_serving_group_of_two_is_enough() -> None:
+    waiting = GroupRecord(group_id="g1", size=2)
+    telemetry = {"w0": report(), "w1": report()}
+    state = ClusterState(workers=WORKERS, telemetry=telemetry, groups=(waiting, GROUP))
+    assert MONITOR.readiness(100.0, state)[0]
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ({"draining": True}, "the server is stopping"),
+        ({"group": GroupRecord(group_id="g0", size=2)}, "group g0: waiting: waiting for workers"),
+        ({"now_s": 101.5}, "was not heard of for a lease"),
+        ({"w1": report(progress_age_s=11.0)}, "w1 (rank 1) finished no step for 11 s"),
+    ],
+)
+def test_the_reason_for_not_being_ready_is_given(case: dict[str, object], reason: str) -> None:
+    is_ready, text = ready(**case)  # type: ignore[arg-type]
+    assert not is_ready
+    assert reason in text
+
+
+def test_a_leader_that_takes_no_requests_is_not_ready_until_the_router_stops_to_complain() -> None:
+    group = GroupRecord(
+        group_id="g0",
+        size=2,
+        phase=Phase.SERVING,
+        epoch=7,
+        members=GROUP.members,
+        serving_since_s=0.0,
+        stream_breaks=3,
+        stream_broken_at_s=99.9,
+    )
+    assert ready(group=group) == (False, "group g0: the leader does not take requests")
+    later = {"w0": report(102.0), "w1": report(102.0)}
+    assert ready(group=group, now_s=102.0, **later)[0]
+
+
+def test_a_leader_that_never_takes_requests_is_a_fault() -> None:
+    group = GroupRecord(
+        group_id="g0",
+        size=2,
+        phase=Phase.SERVING,
+        epoch=7,
+        members=GROUP.members,
+        serving_since_s=0.0,
+        stream_breaks=5,
+        stream_broken_at_s=100.0,
+    )
+    found = fault({"w0": report(), "w1": report()}, group)
+    assert found is not None
+    assert (found.cause, found.culprit) == (Cause.STREAM, "w0")
