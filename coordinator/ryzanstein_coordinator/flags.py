@@ -79,6 +79,9 @@ def configuration(
     drain_timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="most time that running streams get at the end")
     ] = 30.0,
+    stop_workers: Annotated[
+        bool, typer.Option(help="ask the shard workers to end when the coordinator is stopped")
+    ] = False,
     reproducible: Annotated[bool, typer.Option(help="the same request and seed give the same tokens")] = True,
     insecure: Annotated[
         bool, typer.Option(help="listen on an address that other machines reach, unencrypted")
@@ -107,6 +110,7 @@ def configuration(
         api_key_file=api_key_file,
         state_dir=state_dir or default_state_dir(os.environ),
         drain_timeout_s=drain_timeout,
+        stop_workers=stop_workers,
         reproducible=reproducible,
         insecure=insecure,
     )

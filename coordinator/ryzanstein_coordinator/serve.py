@@ -94,7 +94,7 @@ class _Parent:
 
     def _coordinator_arguments(self) -> list[str]:
         """As `serve` was called; a restarted one gets the ports that the first one found."""
-        arguments = ["coordinator", *self._arguments[self._arguments.index("serve") + 1 :]]
+        arguments = ["coordinator", *self._arguments[self._arguments.index("serve") + 1 :], "--stop-workers"]
         if self._grpc:
             arguments += ["--grpc-port", self._grpc.rpartition(":")[2]]
             arguments += ["--http-port", self._http.rpartition(":")[2]]

@@ -160,7 +160,7 @@ async def _serving(config: OrchestratorConfig, model: ServedModel) -> AsyncItera
             yield _Parts(orchestrator, front_door, addresses)
         finally:
             router.close()
-            await orchestrator.close(drain_workers=True)
+            await orchestrator.close(drain_workers=config.stop_workers)
             await grpc_server.stop(grace=0.5)
             http_server.stop()
             await serving

@@ -119,14 +119,12 @@ class Engine:
             raise TimeoutError(f"the engine did not leave its group within {timeout_s:.1f} s")
         return 0 if membership is None else membership.progress.step
 
-    def stop_stepping(self) -> None:
-        """On the leader: ends the group's loop on all ranks after the next step."""
-        if self._membership is not None:
-            self._membership.inbox.stop()
-
-    def close(self) -> None:
-        """Ends the thread; a group that stands is aborted."""
-        self.abort("the worker stops")
+    def close(self, leave_s: float = 1.0) -> None:
+        """Ends the thread. A group that stands is left in order, if all of it ends within `leave_s`; else aborted."""
+        if self.inbox is not None:
+            self.inbox.stop()  # the leader's last plan ends the loop of every rank
+        if not self._idle.wait(leave_s):
+            self.abort("the worker stops")
         self._commands.put(None)
         self._thread.join(timeout=5.0)
 
@@ -289,8 +287,8 @@ class Engine:
 
 def parameter_sources(members: Sequence[shard_worker_pb2.GroupMember]) -> dict[int, int]:
     """Which rank gives its weights to which: those with files share the work of those without."""
-    sources = [member.rank for member in members if member.has_checkpoint]
-    needy = [member.rank for member in members if not member.has_checkpoint]
+    sources = [member.rank for member in members if member.has_files]
+    needy = [member.rank for member in members if not member.loaded]
     if needy and not sources:
         raise RuntimeError("no rank has the checkpoint; put it on one host of the group at least")
     return {rank: sources[i % len(sources)] for i, rank in enumerate(needy)}

@@ -63,6 +63,7 @@ class ShardWorkerServicer(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
         return shard_worker_pb2.LoadShardResponse(
             epoch=self._epoch,
             loaded=shard.loaded,
+            has_files=shard.index is not None,
             weights_bytes=shard.weights_bytes,
             duration_s=shard.duration_s,
         )

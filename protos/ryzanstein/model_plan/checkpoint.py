@@ -154,10 +154,17 @@ class _Samples:
     def middle(self, entry: TensorEntry) -> bytes:
         """Bytes of up to 16 neighbouring elements around the tensor's middle, whatever pieces hold them."""
         total = volume(whole(entry.shape))
-        first = max(0, total // 2 - _SAMPLE // 2)
-        return b"".join(self._element(entry, i) for i in range(first, min(total, first + _SAMPLE)))
+        position = max(0, total // 2 - _SAMPLE // 2)
+        end = min(total, position + _SAMPLE)
+        data = b""
+        while position < end:
+            run = self._run(entry, position, end - position)
+            data += run
+            position += len(run) * 8 // DTYPE_BITS[entry.dtype]
+        return data
 
-    def _element(self, entry: TensorEntry, flat: int) -> bytes:
+    def _run(self, entry: TensorEntry, flat: int, most: int) -> bytes:
+        """Elements from the row-major position `flat` on, as far as they are neighbours in a file too."""
         at: Box = ()
         for size in reversed(entry.shape):
             at, flat = ((flat % size, flat % size + 1), *at), flat // size
@@ -166,7 +173,8 @@ class _Samples:
         offset = 0
         for (start, _), size in zip(relative(at, piece.box), sizes(piece.box), strict=True):
             offset = offset * size + start
-        return self._read(piece.file, piece.begin + offset * item_bytes, item_bytes)
+        count = min(most, piece.box[-1][1] - at[-1][0]) if at else 1
+        return self._read(piece.file, piece.begin + offset * item_bytes, count * item_bytes)
 
     def _read(self, file: int, offset: int, count: int) -> bytes:
         path = self._index.files[file].path

@@ -14,12 +14,19 @@ def parameter_count(config: ModelConfig) -> int:
     return sum(math.prod(shape) for shape in source_tensors(config).values())
 
 
-def weight_bytes_per_rank(config: ModelConfig, world: int, dtype: str | None = None) -> int:
+def weight_bytes_per_rank(
+    config: ModelConfig, world: int, dtype: str | None = None, *, packed: bool = False
+) -> int:
     """Bytes of one rank's weights held in `dtype` (None: that of the checkpoint), padding included.
 
-    Every rank of a group has the same. Raises ModelError for a group size or dtype that doesn't work.
+    Every rank of a group has the same. A tied head counts once; `packed`: as CPUs serve it, where the head is a
+    rearranged copy of the embedding and counts too. Raises ModelError for a group size or dtype that doesn't
+    work.
     """
-    elements = sum(math.prod(plan.shape) for plan in parameters(config, 0, world))
+    plans = parameters(config, 0, world)
+    elements = sum(math.prod(plan.shape) for plan in plans)
+    if packed and config.tie_word_embeddings:
+        elements += math.prod(plans[0].shape)
     return elements * dtype_bytes(dtype or config.dtype)
 
 

@@ -167,11 +167,14 @@ class LoadShardResponse(_message.Message):
     LOADED_FIELD_NUMBER: _builtins.int
     WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
     DURATION_S_FIELD_NUMBER: _builtins.int
+    HAS_FILES_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     loaded: _builtins.bool
     """False: this worker has no checkpoint and needs a peer to send its shard after the group is formed."""
     weights_bytes: _builtins.int
     duration_s: _builtins.float
+    has_files: _builtins.bool
+    """It can read the shard of any rank from files: for itself, or for a peer that can't."""
     def __init__(
         self,
         *,
@@ -179,10 +182,11 @@ class LoadShardResponse(_message.Message):
         loaded: _builtins.bool = ...,
         weights_bytes: _builtins.int = ...,
         duration_s: _builtins.float = ...,
+        has_files: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_s", b"duration_s", "epoch", b"epoch", "loaded", b"loaded", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_s", b"duration_s", "epoch", b"epoch", "has_files", b"has_files", "loaded", b"loaded", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -200,7 +204,8 @@ class GroupMember(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
-    HAS_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    LOADED_FIELD_NUMBER: _builtins.int
+    HAS_FILES_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     worker_id: _builtins.str
     incarnation: _builtins.str
@@ -209,8 +214,9 @@ class GroupMember(_message.Message):
     pid: _builtins.int
     address: _builtins.str
     device: _builtins.str
-    has_checkpoint: _builtins.bool
-    """It has its shard in memory or can read it from files."""
+    loaded: _builtins.bool
+    """Its weights are in memory; otherwise a member with files sends them."""
+    has_files: _builtins.bool
     def __init__(
         self,
         *,
@@ -222,11 +228,12 @@ class GroupMember(_message.Message):
         pid: _builtins.int = ...,
         address: _builtins.str = ...,
         device: _builtins.str = ...,
-        has_checkpoint: _builtins.bool = ...,
+        loaded: _builtins.bool = ...,
+        has_files: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "device", b"device", "has_checkpoint", b"has_checkpoint", "host", b"host", "host_id", b"host_id", "incarnation", b"incarnation", "pid", b"pid", "rank", b"rank", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "device", b"device", "has_files", b"has_files", "host", b"host", "host_id", b"host_id", "incarnation", b"incarnation", "loaded", b"loaded", "pid", b"pid", "rank", b"rank", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
