@@ -19,25 +19,10 @@
 
 #include "attention_lanes.h"
 #include "attention_products.h"
+#include "attention_tile.h"
 
 /* Up to this many rows, widening elements on the fly costs less than a pass through scratch memory. */
 enum { DIRECT_ROWS = 12 };
-
-/* The pages of a chunk. */
-struct chunk {
-    const char *keys[CHUNK_BLOCKS], *values[CHUNK_BLOCKS];
-};
-
-/* What a tile carries from chunk to chunk. */
-struct tile {
-    _Alignas(64) floats denominator[RZ_TILE_ROWS]; /* sums of weights, lane by lane */
-    _Alignas(64) float query[RZ_TILE_ROWS * RZ_HEAD_DIM_MAX];
-    _Alignas(64) float output[RZ_TILE_ROWS * RZ_HEAD_DIM_MAX];
-    _Alignas(64) float keys[CHUNK * RZ_HEAD_DIM_MAX];
-    _Alignas(64) float values[CHUNK * RZ_HEAD_DIM_MAX];
-    float maximum[RZ_TILE_ROWS];
-    int begin[RZ_TILE_ROWS], end[RZ_TILE_ROWS]; /* visible positions of each row */
-};
 
 /* One row's step of the online softmax: turns the chunk's scores (base 2, -infinity where not visible) into weights.
  * Returns the factor for what the row has summed up before. Not inlined: one copy, so one rounding. */
@@ -76,133 +61,75 @@ TARGET static void hide(float *scores, int begin, int end)
     }
 }
 
-/* A chunk of which not every row sees every token. `begin` and `end` are each row's visible tokens of the chunk. */
-TARGET static void attend_ragged(int dtype, int rows, const int *begin, const int *end, float *scores,
-                                 const char *const *values, struct tile *tile, int row, int width)
+/* Finds out which tokens of the chunk at `origin` each row sees. */
+TARGET static void look(struct tile *tile, int rows, int origin)
+{
+    for (int r = 0; r < rows; r++) {
+        int from = tile->begin[r] > origin ? tile->begin[r] - origin : 0;
+        int to = tile->end[r] < origin + CHUNK ? tile->end[r] - origin : CHUNK;
+        tile->from[r] = from < to ? from : 0;
+        tile->to[r] = from < to ? to : 0;
+    }
+}
+
+/* Scores of `count` rows with the chunk, at least those that are seen. */
+TARGET static void score(int dtype, int head_dim, int width, struct tile *tile, int row, int count,
+                         const char *const *keys)
+{
+    int from = CHUNK, to = 0;
+    for (int r = row; r < row + count; r++) {
+        from = tile->to[r] && tile->from[r] < from ? tile->from[r] : from;
+        to = tile->to[r] > to ? tile->to[r] : to;
+    }
+    if (from < to)
+        score_kernels[dtype][count - 1](tile->query + row * width, width, keys, from / LANES,
+                                        (to + LANES - 1) / LANES, head_dim, tile->scores);
+}
+
+/* The softmax of those of `count` rows that see some of the chunk. */
+TARGET static void weigh(struct tile *tile, int row, int count)
+{
+    float *scores = tile->scores;
+    for (int r = row; r < row + count; r++, scores += CHUNK) {
+        if (tile->to[r] == 0)
+            continue;
+        if (tile->to[r] - tile->from[r] < CHUNK)
+            hide(scores, tile->from[r], tile->to[r]);
+        tile->rescale[r] = softmax_row(scores, &tile->maximum[r], &tile->denominator[r]);
+    }
+}
+
+/* Weighted values of the chunk into the outputs of `count` rows. */
+TARGET static void add_values(int dtype, int width, struct tile *tile, int row, int count, const char *const *values)
 {
     static const float ones[ROWS] = {1, 1, 1, 1, 1, 1};
     float *output = tile->output + row * width;
-    int shared_begin = 0, shared_end = CHUNK; /* what every row sees */
-    for (int r = 0; r < rows; r++) {
-        shared_begin = begin[r] > shared_begin ? begin[r] : shared_begin;
-        shared_end = end[r] < shared_end ? end[r] : shared_end;
-        if (begin[r] >= end[r])
+    const float *weights = tile->scores;
+    const int *from = tile->from + row, *to = tile->to + row;
+    int all_from = 0, all_to = CHUNK; /* what every row sees */
+    for (int r = 0; r < count; r++) {
+        all_from = from[r] > all_from ? from[r] : all_from;
+        all_to = to[r] < all_to ? to[r] : all_to;
+    }
+    if (all_from == 0 && all_to == CHUNK) {
+        value_kernels[dtype][count - 1](weights, values, 0, CHUNK, tile->rescale + row, output, width);
+        return;
+    }
+    /* Each row's tokens stay in their order: its own first ones, those of all rows, its own last ones. */
+    if (all_from >= all_to)
+        all_from = all_to = CHUNK;
+    for (int r = 0; r < count; r++) {
+        if (to[r] == 0)
             continue;
-        hide(scores + r * CHUNK, begin[r], end[r]);
-        float rescale = softmax_row(scores + r * CHUNK, &tile->maximum[row + r], &tile->denominator[row + r]);
-        for (int i = 0; i < width; i += LANES)
-            store(output + r * width + i, load(output + r * width + i) * rescale);
+        value_kernels[dtype][0](weights + r * CHUNK, values, from[r], to[r] < all_from ? to[r] : all_from,
+                                tile->rescale + row + r, output + r * width, width);
     }
-    /* Each row's tokens stay in their order: its own first ones, the shared ones, its own last ones. */
-    if (shared_begin >= shared_end)
-        shared_begin = shared_end = CHUNK;
-    for (int r = 0; r < rows; r++) {
-        int stop = end[r] < shared_begin ? end[r] : shared_begin;
-        value_kernels[dtype][0](scores + r * CHUNK, values, begin[r], stop, ones, output + r * width, width);
-    }
-    value_kernels[dtype][rows - 1](scores, values, shared_begin, shared_end, ones, output, width);
-    for (int r = 0; r < rows; r++)
-        value_kernels[dtype][0](scores + r * CHUNK, values, shared_end, end[r], ones, output + r * width, width);
+    value_kernels[dtype][count - 1](weights, values, all_from, all_to, ones, output, width);
+    for (int r = 0; r < count; r++)
+        value_kernels[dtype][0](weights + r * CHUNK, values, all_to, to[r], ones, output + r * width, width);
 }
 
-/* Widens `count` elements, which may end anywhere, and fills up with zeros to a multiple of LANES. */
-TARGET static void widen_row(int dtype, const char *from, int count, float *to)
-{
-    _Alignas(64) char padded[4 * LANES] = {0};
-    size_t element = rz_element_bytes(dtype);
-    int i = 0;
-    for (; i + LANES <= count; i += LANES)
-        store(to + i, widen(dtype, from + i * element));
-    if (i < count) {
-        memcpy(padded, from + i * element, (size_t)(count - i) * element);
-        store(to + i, widen(dtype, padded));
-    }
-}
-
-/* Copies the pages of the chunk's first `tokens` tokens to the tile as floats, keys [dim][RZ_BLOCK] and values
- * [RZ_BLOCK][width], and puts the copies in their place. */
-TARGET static void widen_chunk(int dtype, struct chunk *chunk, int tokens, int head_dim, int width, struct tile *tile)
-{
-    for (int b = 0; b < CHUNK_BLOCKS; b++) {
-        const char *keys = chunk->keys[b], *values = chunk->values[b];
-        chunk->keys[b] = (const char *)(tile->keys + b * RZ_BLOCK * head_dim);
-        chunk->values[b] = (const char *)(tile->values + b * RZ_BLOCK * width);
-        if (b * RZ_BLOCK >= tokens)
-            continue; /* nothing of it is visible */
-        float *to = tile->keys + b * RZ_BLOCK * head_dim;
-        for (int i = 0; i < head_dim; i++)
-            for (int column = 0; column < RZ_BLOCK; column += LANES)
-                store(to + i * RZ_BLOCK + column, page_lanes(dtype, keys, i, RZ_BLOCK, column));
-        for (int t = 0; t < RZ_BLOCK; t++) {
-            to = tile->values + (b * RZ_BLOCK + t) * width;
-            int i = 0;
-            for (; i + LANES <= head_dim; i += LANES)
-                store(to + i, page_lanes(dtype, values, t, head_dim, i));
-            if (i == head_dim)
-                continue;
-            /* The last lanes would reach over the page's end: head_dim % LANES of them by way of a copy. */
-            _Alignas(64) char last[8 * LANES] = {0};
-            int paired = dtype == RZ_BFLOAT16;
-            size_t element = paired ? 4 : rz_element_bytes(dtype);
-            memcpy(last, values + ((size_t)(paired ? t / 2 : t) * head_dim + i) * element, (head_dim - i) * element);
-            store(to + i, page_lanes(dtype, last, paired ? t % 2 : 0, 0, 0));
-        }
-    }
-}
-
-/* Divides each row by its sum of weights and writes it out in the tensors' type. */
-TARGET static void write_rows(const struct rz_attention *call, struct tile *tile, int sequence, int kv_head,
-                              int row_begin, int rows, int width)
-{
-    int group = call->heads / call->kv_heads, head_dim = call->head_dim;
-    size_t element = rz_element_bytes(call->dtype);
-    for (int r = 0; r < rows; r++) {
-        int row = row_begin + r;
-        float total[LANES];
-        store(total, tile->denominator[r]);
-        for (int step = LANES / 2; step > 0; step /= 2)
-            for (int lane = 0; lane < step; lane++)
-                total[lane] += total[lane + step];
-        int64_t at = (call->query_start[sequence] + row / group) * (int64_t)call->heads + kv_head * group + row % group;
-        char *out = (char *)call->out + (size_t)at * head_dim * element;
-        floats inverse = splat(1 / total[0]);
-        const float *output = tile->output + r * width;
-        int i = 0;
-        for (; i + LANES <= head_dim; i += LANES)
-            narrow(call->dtype, out + i * element, load(output + i) * inverse);
-        if (i < head_dim) {
-            char last[4 * LANES];
-            narrow(call->dtype, last, load(output + i) * inverse);
-            memcpy(out + i * element, last, (head_dim - i) * element);
-        }
-    }
-}
-
-/* Reads the tile's queries and what each of its rows sees. Scores come out in base 2: the factor goes to the query. */
-TARGET static void start_tile(const struct rz_attention *call, struct tile *tile, int sequence, int kv_head,
-                              int row_begin, int rows, int width)
-{
-    int group = call->heads / call->kv_heads;
-    int first_row = call->query_start[sequence];
-    int first_position = call->context_len[sequence] - (call->query_start[sequence + 1] - first_row);
-    float scale = call->scale * 0x1.715476p0f; /* log2(e) */
-    for (int r = 0; r < rows; r++) {
-        int token = (row_begin + r) / group, head = kv_head * group + (row_begin + r) % group;
-        int64_t at = (first_row + token) * call->q_stride + (int64_t)head * call->head_dim;
-        float *query = tile->query + r * width, *output = tile->output + r * width;
-        widen_row(call->dtype, (const char *)call->q + at * rz_element_bytes(call->dtype), call->head_dim, query);
-        for (int i = 0; i < width; i += LANES) {
-            store(query + i, load(query + i) * scale);
-            store(output + i, (floats){0});
-        }
-        tile->denominator[r] = (floats){0};
-        tile->maximum[r] = -INFINITY;
-        tile->end[r] = first_position + token + 1;
-        tile->begin[r] = call->window && tile->end[r] > call->window ? tile->end[r] - call->window : 0;
-    }
-}
-
-/* The pages of the chunk at `origin`. Those past the last visible token stand for its page: read, then selected away. */
+/* The pages of the chunk at `origin`. Past the last token that is seen its page stands in: read, then selected away. */
 TARGET static struct chunk find_chunk(const struct rz_attention *call, const int32_t *table, int kv_head, int origin,
                                       int seen)
 {
@@ -225,42 +152,6 @@ INLINE void prefetch(const char *const *pages, int bytes)
             __builtin_prefetch(pages[b] + offset, 0, 2);
 }
 
-/* `count` rows of the tile, ROWS at most, with the chunk at `origin`; `next` is the chunk to fetch meanwhile. */
-TARGET static void attend_rows(int dtype, int head_dim, int width, struct tile *tile, int row, int count, int origin,
-                               const struct chunk *chunk, const struct chunk *next)
-{
-    _Alignas(64) float scores[ROWS * CHUNK];
-    float rescale[ROWS];
-    int begin[ROWS], end[ROWS], ragged = 0, first = CHUNK, last = 0;
-    int page_bytes = head_dim * RZ_BLOCK * (int)rz_element_bytes(dtype);
-    for (int r = 0; r < count; r++) {
-        begin[r] = tile->begin[row + r] > origin ? tile->begin[row + r] - origin : 0;
-        end[r] = tile->end[row + r] < origin + CHUNK ? tile->end[row + r] - origin : CHUNK;
-        ragged |= begin[r] > 0 || end[r] < CHUNK;
-        if (begin[r] >= end[r]) {
-            begin[r] = end[r] = 0;
-        } else {
-            first = begin[r] < first ? begin[r] : first;
-            last = end[r] > last ? end[r] : last;
-        }
-    }
-    if (first >= last)
-        return;
-    if (next)
-        prefetch(next->keys, page_bytes);
-    score_kernels[dtype][count - 1](tile->query + row * width, width, chunk->keys, first / LANES,
-                                    (last + LANES - 1) / LANES, head_dim, scores);
-    if (next)
-        prefetch(next->values, page_bytes);
-    if (ragged) {
-        attend_ragged(dtype, count, begin, end, scores, chunk->values, tile, row, width);
-        return;
-    }
-    for (int r = 0; r < count; r++)
-        rescale[r] = softmax_row(scores + r * CHUNK, &tile->maximum[row + r], &tile->denominator[row + r]);
-    value_kernels[dtype][count - 1](scores, chunk->values, 0, CHUNK, rescale, tile->output + row * width, width);
-}
-
 TARGET void ATTEND_TILE(const struct rz_attention *call, int sequence, int kv_head, int row_begin, int row_end)
 {
     struct tile tile;
@@ -269,6 +160,7 @@ TARGET void ATTEND_TILE(const struct rz_attention *call, int sequence, int kv_he
     int width = (head_dim + LANES - 1) / LANES * LANES; /* of a row of floats in the tile */
     int direct = head_dim == width && (call->dtype == RZ_FLOAT32 || rows <= DIRECT_ROWS);
     int dtype = direct ? call->dtype : RZ_FLOAT32; /* that the inner kernels read */
+    int page_bytes = head_dim * RZ_BLOCK * (int)rz_element_bytes(call->dtype);
     const int32_t *table = call->block_table + (int64_t)sequence * call->table_width;
     start_tile(call, &tile, sequence, kv_head, row_begin, rows, width);
 
@@ -277,14 +169,21 @@ TARGET void ATTEND_TILE(const struct rz_attention *call, int sequence, int kv_he
     struct chunk next = find_chunk(call, table, kv_head, origin, seen);
     for (; origin < seen; origin += CHUNK) {
         struct chunk chunk = next;
-        int more = origin + CHUNK < seen;
-        if (more)
+        int ahead = direct && origin + CHUNK < seen; /* large tiles find their pages in the cache anyway */
+        if (origin + CHUNK < seen)
             next = find_chunk(call, table, kv_head, origin + CHUNK, seen);
         if (!direct)
             widen_chunk(call->dtype, &chunk, seen - origin, head_dim, width, &tile);
+        look(&tile, rows, origin);
         for (int g = 0; g < groups; g++) {
             int row = rows * g / groups, count = rows * (g + 1) / groups - row; /* sizes differ by 1 at most */
-            attend_rows(dtype, head_dim, width, &tile, row, count, origin, &chunk, more && direct && g == 0 ? &next : 0);
+            if (ahead && g == 0)
+                prefetch(next.keys, page_bytes);
+            score(dtype, head_dim, width, &tile, row, count, chunk.keys);
+            if (ahead && g == 0)
+                prefetch(next.values, page_bytes);
+            weigh(&tile, row, count);
+            add_values(dtype, width, &tile, row, count, chunk.values);
         }
     }
     write_rows(call, &tile, sequence, kv_head, row_begin, rows, width);

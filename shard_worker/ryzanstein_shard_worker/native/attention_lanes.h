@@ -38,17 +38,18 @@ INLINE void narrow(int dtype, void *at, floats value)
     }
 }
 
-/* Row `row`, columns `column` to column + LANES, of a page's matrix of `width` columns. */
-INLINE floats page_lanes(int dtype, const char *page, int row, int width, int column)
+/* Row 2 * pair + second, columns `column` to column + LANES, of a page's matrix of `width` columns. */
+INLINE floats page_lanes(int dtype, const char *page, int pair, int second, int width, int column)
 {
+    int element = (2 * pair + second) * width + column;
     if (dtype == RZ_FLOAT32)
-        return load(page + 4 * (row * width + column));
+        return load(page + 4 * element);
     if (dtype == RZ_FLOAT16)
-        return from_half(page + 2 * (row * width + column));
-    words pair = *(const unaligned_words *)(page + 4 * ((row >> 1) * width + column));
-    if (row & 1)
-        return (floats)(pair & 0xffff0000u);
-    return (floats)(pair << 16);
+        return from_half(page + 2 * element);
+    words both = *(const unaligned_words *)(page + 4 * (pair * width + column));
+    if (second)
+        return (floats)(both & 0xffff0000u);
+    return (floats)(both << 16);
 }
 
 /* 2^y for y <= 0, relative error below 8e-8; 0 below -126 (also -infinity), NaN for NaN. The polynomial is the

@@ -24,16 +24,16 @@ INLINE void scores_pass(int dtype, int rows, int count, const float *query, int 
         for (int r = 0; r < rows; r++)
             sum[r][j] = (floats){0};
     }
-    for (int i = 0; i < head_dim; i += 2) {
+    for (int pair = 0; 2 * pair < head_dim; pair++) { /* of dimensions: bfloat16 holds them in one load */
 #pragma GCC unroll 2
-        for (int half = 0; half < 2; half++) {
+        for (int second = 0; second < 2; second++) {
             floats key[VECTORS];
 #pragma GCC unroll 8
             for (int j = 0; j < count; j++)
-                key[j] = page_lanes(dtype, page[j], i + half, RZ_BLOCK, column[j]);
+                key[j] = page_lanes(dtype, page[j], pair, second, RZ_BLOCK, column[j]);
 #pragma GCC unroll 8
             for (int r = 0; r < rows; r++) {
-                floats element = splat(query[r * padded + i + half]);
+                floats element = splat(query[r * padded + 2 * pair + second]);
 #pragma GCC unroll 8
                 for (int j = 0; j < count; j++)
                     sum[r][j] = multiply_add(element, key[j], sum[r][j]);
@@ -56,14 +56,14 @@ INLINE void scores_of(int dtype, int rows, const float *query, int padded, const
         scores_pass(dtype, rows, VECTORS, query, padded, pages, first, head_dim, scores);
 }
 
-/* Adds one token's values, weighted, to `count` vectors of each row's sums. */
-INLINE void add_token(int dtype, int rows, int count, const float *weights, int token, const char *page, int width,
-                      int column, floats sum[ROWS][VECTORS])
+/* Adds the values of one token, the first or second of its pair, to `count` vectors of each row's sums. */
+INLINE void add_token(int dtype, int rows, int count, const float *weights, int token, int second, const char *page,
+                      int width, int column, floats sum[ROWS][VECTORS])
 {
     floats value[VECTORS];
 #pragma GCC unroll 8
     for (int j = 0; j < count; j++)
-        value[j] = page_lanes(dtype, page, token % RZ_BLOCK, width, column + j * LANES);
+        value[j] = page_lanes(dtype, page, token % RZ_BLOCK / 2, second, width, column + j * LANES);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
         floats weight = splat(weights[r * CHUNK + token]);
@@ -88,15 +88,15 @@ INLINE void values_pass(int dtype, int rows, int count, const float *weights, co
         int stop = (token / RZ_BLOCK + 1) * RZ_BLOCK;
         stop = stop < end ? stop : end;
         if (token & 1) {
-            add_token(dtype, rows, count, weights, token, page, width, column, sum);
+            add_token(dtype, rows, count, weights, token, 1, page, width, column, sum);
             token++;
         }
-        for (; token + 2 <= stop; token += 2) { /* bfloat16 holds two tokens in one load */
-            add_token(dtype, rows, count, weights, token, page, width, column, sum);
-            add_token(dtype, rows, count, weights, token + 1, page, width, column, sum);
+        for (; token + 2 <= stop; token += 2) { /* bfloat16 holds both in one load */
+            add_token(dtype, rows, count, weights, token, 0, page, width, column, sum);
+            add_token(dtype, rows, count, weights, token + 1, 1, page, width, column, sum);
         }
         if (token < stop) {
-            add_token(dtype, rows, count, weights, token, page, width, column, sum);
+            add_token(dtype, rows, count, weights, token, 0, page, width, column, sum);
             token++;
         }
     }

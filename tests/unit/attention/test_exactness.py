@@ -95,6 +95,20 @@ def test_nan_of_a_later_token_stays_with_the_later_tokens(native: NativeAttentio
     assert got[45:].isnan().all()
 
 
+@pytest.mark.parametrize("rows", [1, 100])
+def test_nan_of_a_token_that_left_the_window_is_gone(native: NativeAttention, rows: int) -> None:
+    shape = Shape(4, 2, 64, torch.float32, window=20)
+    stream = Stream.random(100, shape, seed=4)
+    sound = token_by_token(shape, stream, native)
+    stream.k[45], stream.v[45] = float("nan"), float("nan")
+
+    got = Cache(shape, [stream], kernel=native).run([[rows]] * (100 // rows))[0]
+
+    assert same_bits(got[:45], sound[:45])
+    assert got[45:65].isnan().all()
+    assert same_bits(got[65:], sound[65:])
+
+
 def test_threads_share_a_large_step_without_a_trace(native: NativeAttention) -> None:
     shape = Shape(8, 4, 64, torch.bfloat16)
     streams = [Stream.random(length, shape, length) for length in (300, 40, 128)]
