@@ -63,7 +63,7 @@ def _files(
     return index, [torch.cat(parts) for parts in contents]
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(plans())
 def test_any_number_of_ranks_reads_from_files_for_any_number(
     plan: tuple[ModelConfig, int | None, int, int],

@@ -19,6 +19,8 @@ from ryzanstein.model_plan import (
     tensor_parallel_sizes,
 )
 from ryzanstein_shard_worker.checkpoint import CheckpointSaver, DistributedCheckpointLoader
+from ryzanstein_shard_worker.communication import RebindableHandler
+from ryzanstein_shard_worker.models import build_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -139,6 +141,17 @@ def test_fills_a_model_in_place(checkpoints: Checkpoints) -> None:
     loader.load(model)
     found = {name: tensor for name, tensor in model.state_dict().items() if name != "head.weight"}
     assert_same_bits(found, cut(read_whole(directory), read_model_config(directory), 1, 2, torch.float32))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_fills_the_models_that_are_served(checkpoints: Checkpoints, family: str, tied: bool) -> None:
+    directory = checkpoints(family, dtype="bfloat16", tie_word_embeddings=tied)
+    config, whole = read_model_config(directory), read_whole(directory)
+    for world in tensor_parallel_sizes(config):
+        model = build_model(config, RebindableHandler(world - 1, world), torch.bfloat16, _CPU)
+        loader_of(directory, world - 1, world, torch.bfloat16).load(model)
+        assert_same_bits(model.state_dict(), cut(whole, config, world - 1, world, torch.bfloat16))
 
 
 def test_a_model_with_other_parameters_is_refused(checkpoints: Checkpoints) -> None:

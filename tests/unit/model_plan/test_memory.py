@@ -34,6 +34,14 @@ def test_padding_and_replicas_count() -> None:
     assert len(parameters(config, 0, 4)) == 9
 
 
+def test_a_packed_tied_head_counts_too() -> None:
+    tied = record(vocab_size=7, hidden_size=3, tie_word_embeddings=True)
+    untied = record(vocab_size=7, hidden_size=3)
+    assert weight_bytes_per_rank(tied, 2, packed=True) == weight_bytes_per_rank(untied, 2, packed=True)
+    assert weight_bytes_per_rank(untied, 2, packed=True) == weight_bytes_per_rank(untied, 2)
+    assert weight_bytes_per_rank(tied, 2) == weight_bytes_per_rank(untied, 2) - 4 * 3 * 4
+
+
 def test_a_token_takes_keys_and_values_of_the_ranks_heads() -> None:
     config = record(num_layers=3, num_heads=8, num_kv_heads=2, head_dim=4, dtype="bfloat16")
     assert [kv_bytes_per_token(config, world) for world in (1, 2, 4, 8)] == [
