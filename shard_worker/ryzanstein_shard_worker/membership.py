@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import os
 import platform
 import socket
@@ -13,7 +12,7 @@ from collections.abc import AsyncIterator
 import grpc
 import structlog
 import torch
-from ryzanstein import NUMERICS_VERSION, WIRE_VERSION
+from ryzanstein import NUMERICS_VERSION, WIRE_VERSION, __version__
 from ryzanstein.v1 import cluster_pb2, cluster_pb2_grpc
 from ryzanstein.wire import CHANNEL_OPTIONS
 
@@ -141,7 +140,7 @@ class Membership:
             address=address,
             device=describe(self._device),
             versions=cluster_pb2.Versions(
-                release=importlib.metadata.version("ryzanstein"),
+                release=__version__,
                 wire=WIRE_VERSION,
                 numerics=NUMERICS_VERSION,
                 torch=str(torch.__version__),
