@@ -1,0 +1,3 @@
+"""The command line: `ryzanstein`."""
+
+from __future__ import annotations

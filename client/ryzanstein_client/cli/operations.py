@@ -1,0 +1,110 @@
+"""`ryzanstein status`, `top` and `drain`: looking at the cluster, and taking a worker out of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from ryzanstein.program import ConfigFile
+
+from . import options
+
+if TYPE_CHECKING:
+    from ryzanstein_client.errors import Disconnected
+    from ryzanstein_client.sync import Client
+
+
+def commands(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command("status")(status)
+    app.command("top")(top)
+    app.command("drain")(drain)
+
+
+def status(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The same JSON as /cluster, one line each.")
+    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on with every change, until Ctrl-C.")] = False,
+    coordinator: options.Coordinator = "127.0.0.1:50051",
+    api_key: options.ApiKey = None,
+    tls: options.Tls = False,
+    tls_ca: options.TlsCa = None,
+    config: ConfigFile = None,
+) -> None:
+    """Show the cluster: state, epoch, groups, workers, requests, the last recovery."""
+    # Ctrl-C is the usual way to leave what goes on for ever.
+    leaving = suppress(KeyboardInterrupt) if watch else nullcontext()
+    with leaving, options.open_client(coordinator, api_key, tls, tls_ca) as client:
+        snapshots: Iterable[dict[str, Any]] = client.watch() if watch else [client.cluster()]
+        if as_json:
+            for cluster in snapshots:
+                sys.stdout.write(json.dumps(cluster, ensure_ascii=False) + "\n")
+                sys.stdout.flush()
+        else:
+            _show(snapshots, live=watch)
+
+
+def top(
+    interval: Annotated[
+        float, typer.Option("--interval", metavar="SECONDS", min=0.05, help="Between two looks.")
+    ] = 1.0,
+    coordinator: options.Coordinator = "127.0.0.1:50051",
+    api_key: options.ApiKey = None,
+    tls: options.Tls = False,
+    tls_ca: options.TlsCa = None,
+    config: ConfigFile = None,
+) -> None:
+    """Watch the cluster live, heartbeats and steps included, until Ctrl-C."""
+    with suppress(KeyboardInterrupt), options.open_client(coordinator, api_key, tls, tls_ca) as client:
+        _show(_polled(client, interval), live=True, screen=True)
+
+
+def drain(
+    worker_id: Annotated[str, typer.Argument(metavar="WORKER_ID", help="As `ryzanstein status` names it.")],
+    coordinator: options.Coordinator = "127.0.0.1:50051",
+    api_key: options.ApiKey = None,
+    tls: options.Tls = False,
+    tls_ca: options.TlsCa = None,
+    config: ConfigFile = None,
+) -> None:
+    """Take a worker out of service without losing a stream; its process ends."""
+    with options.open_client(coordinator, api_key, tls, tls_ca) as client:
+        epoch = client.drain(worker_id)
+    sys.stdout.write(f"draining {worker_id}, epoch {epoch}\n")
+
+
+def _polled(client: Client, interval_s: float) -> Iterator[dict[str, Any] | Disconnected]:
+    """Snapshots; once there was one, also what keeps the next from coming."""
+    from ryzanstein_client.errors import Disconnected
+
+    yield client.cluster()
+    while True:
+        time.sleep(interval_s)
+        try:
+            yield client.cluster()
+        except Disconnected as error:
+            yield error
+
+
+def _show(snapshots: Iterable[dict[str, Any] | Disconnected], *, live: bool, screen: bool = False) -> None:
+    """One table, one that changes in place, or (without a terminal) one after the other."""
+    from rich.live import Live
+
+    from .cluster_view import OutputConsole, render_cluster
+
+    console = OutputConsole()
+    views = (render_cluster(cluster) if isinstance(cluster, dict) else str(cluster) for cluster in snapshots)
+    if live and console.is_terminal:
+        with Live(console=console, screen=screen, auto_refresh=False) as display:
+            for view in views:
+                display.update(view, refresh=True)
+    else:
+        for view in views:
+            console.print(view)
+            console.file.flush()
