@@ -33,6 +33,7 @@ class GlooHandler(BackendHandler):
         self._collectives = 0
         # What unfinished operations of a broken group still point to.
         self._pending: list[object] = []
+        group.watch(self._lost)
 
     def _all_reduce(self, tensor: Tensor) -> None:
         host = tensor.detach().cpu()
@@ -131,9 +132,12 @@ class GlooHandler(BackendHandler):
     def _explain(self, error: RuntimeError, peer: int, deadline: float) -> None:
         if time.monotonic() >= deadline:
             self._fail(f"no answer from rank {peer} within {self.timeout_s:g} s", peer)
-        lost = [other for other in self._group.lost_peers() if other != peer]
-        also = f"; so did rank {', '.join(map(str, lost))}" if lost else ""
-        self._fail(f"rank {peer} closed the connection{also} ({_gist(error)})", peer)
+        self._fail(f"rank {peer} closed the connection ({_gist(error)})", peer)
+
+    def _lost(self, peer: int) -> None:
+        """Called on the watching thread."""
+        if self._broken is None:
+            self._broken = (f"rank {peer} closed the connection", peer)
 
 
 def _copy_back(tensor: Tensor, host: Tensor) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -19,11 +20,12 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store
 
-from .sockets import Endpoints, connections_since, cut, is_cut, socket_inodes
+from .sockets import Endpoints, connections_since, cut, socket_inodes, wait_for_cut
 
 #: Tags of messages: numbers below are free for operations.
 _ENDPOINTS_TAG = 1 << 30
 _ENDPOINTS_BYTES = 16 * 1024
+_GRACE_S = 0.02
 
 
 class GlooGroup:
@@ -36,6 +38,7 @@ class GlooGroup:
         self._store: Store | None = store  # the C++ side would not keep a store of ours alive
         self._connections: dict[int, socket.socket] = {}
         self._lock = threading.Lock()
+        self._is_cut = False
 
     def start_send(self, tensor: Tensor, to: int, tag: int) -> Any:
         """Begins to send a contiguous CPU tensor. The work's `wait(timeout)` ends it."""
@@ -48,13 +51,30 @@ class GlooGroup:
     def cut(self) -> None:
         """Fails every operation of this rank, now and later, and its counterpart at the peer. Any thread."""
         with self._lock:
+            self._is_cut = True
             for connection in self._connections.values():
                 cut(connection)
 
-    def lost_peers(self) -> list[int]:
-        """Ranks that closed their connection to this one."""
+    def watch(self, on_lost: Callable[[int], None]) -> None:
+        """From now on calls `on_lost(rank)`, once, on a thread of its own, when a rank closes its connection.
+
+        Then cuts all others too: gloo tells only those who wait for that very rank, the rest would sit out
+        their timeout.
+        """
         with self._lock:
-            return [peer for peer, connection in self._connections.items() if is_cut(connection)]
+            connections = dict(self._connections)
+        threading.Thread(
+            target=self._watch, args=(connections, on_lost), name="gloo-watch", daemon=True
+        ).start()
+
+    def _watch(self, connections: dict[int, socket.socket], on_lost: Callable[[int], None]) -> None:
+        lost = wait_for_cut(connections)
+        if self._is_cut or lost is None:  # by this rank itself
+            return
+        on_lost(lost)
+        # What the rank sent before it left may still be on its way into an operation that is about to end well.
+        time.sleep(_GRACE_S)
+        self.cut()
 
     def close(self, *pending: object) -> None:
         """Drops the group and what its unfinished operations still point to.

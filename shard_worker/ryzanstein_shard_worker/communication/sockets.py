@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,17 +67,20 @@ def cut(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
-def is_cut(connection: socket.socket) -> bool:
-    """Whether the other side closed the connection or is gone."""
-    try:
-        # Unread data would hide the end from a read. The state (tcp(7): TCP_INFO's first byte) shows it.
-        state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-    except OSError:
-        return True
-    return state != _TCP_ESTABLISHED
+def wait_for_cut(connections: dict[int, socket.socket]) -> int | None:
+    """Waits until one of the connections ends, on whichever side; nothing is read from them.
 
-
-_TCP_ESTABLISHED = 1
+    Returns its key; None when one was closed here before.
+    """
+    waiting = select.poll()
+    keys = {}
+    for key, connection in connections.items():
+        with contextlib.suppress(OSError, ValueError):  # closed already
+            waiting.register(connection, select.POLLRDHUP)
+            keys[connection.fileno()] = key
+    if len(keys) < len(connections) or not keys:
+        return None
+    return keys[waiting.poll()[0][0]]
 
 
 def _endpoints(connection: socket.socket) -> Endpoints | None:
