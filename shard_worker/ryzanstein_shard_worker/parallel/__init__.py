@@ -12,20 +12,26 @@ from .linear import ColumnParallelLinear, RowParallelLinear
 from .mlp import ParallelMLP
 from .norm import RMSNorm
 from .packable import PackableLinear
+from .plan import PlanError, Style
 from .rotary import RotaryEmbedding, Rotation
+from .wrapper import DistributedModelWrapper, ParallelModelWrapper
 
 __all__ = [
     "Attend",
     "ColumnParallelLinear",
+    "DistributedModelWrapper",
     "FeatureSlice",
     "PackableLinear",
     "ParallelAttention",
     "ParallelEmbedding",
     "ParallelMLP",
+    "ParallelModelWrapper",
+    "PlanError",
     "RMSNorm",
     "RotaryEmbedding",
     "Rotation",
     "RowParallelLinear",
+    "Style",
     "TensorParallelLayer",
     "TensorParallelTransformerBlock",
     "VocabularyParallelHead",

@@ -25,6 +25,7 @@ class ParallelEmbedding(TensorParallelLayer):
         embedding_dim: of one vector.
         handler: of the group.
         dtype, device: of the parameter.
+        padding_idx: an id whose vector gets no gradient.
     """
 
     def __init__(
@@ -35,19 +36,22 @@ class ParallelEmbedding(TensorParallelLayer):
         handler: CommunicationHandler,
         dtype: torch.dtype,
         device: torch.device,
+        padding_idx: int | None = None,
     ) -> None:
         super().__init__(handler)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.part = even_slice(num_embeddings, handler.rank, handler.world_size)
         self.weight = empty_parameter(self.part.rows, embedding_dim, dtype=dtype, device=device)
+        held = padding_idx is not None and self.part.start <= padding_idx < self.part.stop
+        self._padding_row = padding_idx - self.part.start if held and padding_idx is not None else None
 
     def forward(self, token_ids: Tensor) -> Tensor:
         if self.handler.world_size == 1:
-            return functional.embedding(token_ids, self.weight)
+            return functional.embedding(token_ids, self.weight, self._padding_row)
         rows = token_ids - self.part.start
         elsewhere = (rows < 0) | (rows >= self.part.rows)
-        vectors = functional.embedding(rows.masked_fill_(elsewhere, 0), self.weight)
+        vectors = functional.embedding(rows.masked_fill_(elsewhere, 0), self.weight, self._padding_row)
         elsewhere = elsewhere.unsqueeze(-1)
         if torch.is_grad_enabled():
             return sum_over_ranks(vectors.masked_fill(elsewhere, 0), self.handler)

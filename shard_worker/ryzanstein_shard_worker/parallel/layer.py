@@ -38,13 +38,16 @@ class TensorParallelLayer(nn.Module):
     @property
     def weight_bytes(self) -> int:
         """Bytes that this layer's weights take now, in whichever form."""
-        own = sum(parameter.nbytes for parameter in self.parameters(recurse=False))
-        return own + sum(
-            child.weight_bytes
-            if isinstance(child, TensorParallelLayer)
-            else sum(parameter.nbytes for parameter in child.parameters())
-            for child in self.children()
-        )
+        return _own_bytes(self)
+
+
+def _own_bytes(module: nn.Module) -> int:
+    """Of the module's plain parameters, and of its children's weights in whichever form."""
+    own = sum(parameter.nbytes for parameter in module.parameters(recurse=False))
+    return own + sum(
+        child.weight_bytes if isinstance(child, TensorParallelLayer) else _own_bytes(child)
+        for child in module.children()
+    )
 
 
 def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
