@@ -56,6 +56,7 @@ class Executor:
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="epoch-store")
         self._tasks: asyncio.TaskGroup | None = None
         self._running: set[asyncio.Task[None]] = set()
+        self._writes: set[asyncio.Task[None]] = set()
         self.router: GroupListener | None = None
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -65,18 +66,15 @@ class Executor:
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         """Runs until it ends or the executor is closed."""
-        assert self._tasks is not None, "the orchestrator was not started"
-        task = self._tasks.create_task(coroutine, name=name)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._start(coroutine, name, self._running)
 
     def carry_out(self, action: Action, state: ClusterState) -> None:
         """Starts the action and returns at once. `state` is the one that it was decided with."""
         match action:
             case events.CommitEpoch():
-                self.spawn(self._commit(action.epoch), f"commit-{action.epoch}")
+                self._start(self._commit(action.epoch), f"commit-{action.epoch}", self._writes)
             case events.RememberMembers():
-                self.spawn(self._remember(action), f"remember-{action.epoch}")
+                self._start(self._remember(action), f"remember-{action.epoch}", self._writes)
             case events.LoadShard():
                 self._calls.load(action)
             case events.AbortWorker():
@@ -96,13 +94,22 @@ class Executor:
                 self._workers.drop(action.worker_id, action.incarnation)
 
     async def close(self) -> None:
-        """Gives up what is under way; no event comes of it any more."""
+        """Gives up what is under way, except for writes, which are waited for."""
         self._calls.cancel()
         for task in self._running:
             task.cancel()
+        await asyncio.gather(*self._writes)
         await self._workers.close()
         await asyncio.get_running_loop().run_in_executor(self._disk, self._store.close)
         self._disk.shutdown(wait=False)
+
+    def _start(
+        self, coroutine: Coroutine[Any, Any, None], name: str, running: set[asyncio.Task[None]]
+    ) -> None:
+        assert self._tasks is not None, "the orchestrator was not started"
+        task = self._tasks.create_task(coroutine, name=name)
+        running.add(task)
+        task.add_done_callback(running.discard)
 
     def _announce_ready(self, action: events.AnnounceReady) -> None:
         leader = self._workers.of(action.leader.worker_id, action.leader.incarnation)

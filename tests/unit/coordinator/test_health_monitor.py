@@ -132,9 +132,14 @@ def test_a_beat_from_before_the_group_stood_is_no_sign_of_leaving() -> None:
 
 
 def ready(
-    *, group: GroupRecord = GROUP, draining: bool = False, now_s: float = 100.0, **changes: Telemetry
+    *,
+    group: GroupRecord = GROUP,
+    draining: bool = False,
+    now_s: float = 100.0,
+    w0: Telemetry | None = None,
+    w1: Telemetry | None = None,
 ) -> tuple[bool, str]:
-    telemetry = {"w0": report(), "w1": report(), **changes}
+    telemetry = {"w0": w0 or report(), "w1": w1 or report()}
     workers: Mapping[str, WorkerRecord] = WORKERS
     state = ClusterState(workers=workers, telemetry=telemetry, groups=(group,), draining=draining)
     return MONITOR.readiness(now_s, state)
@@ -178,8 +183,7 @@ def test_a_leader_that_takes_no_requests_is_not_ready_until_the_router_stops_to_
         stream_broken_at_s=99.9,
     )
     assert ready(group=group) == (False, "group g0: the leader does not take requests")
-    later = {"w0": report(102.0), "w1": report(102.0)}
-    assert ready(group=group, now_s=102.0, **later)[0]
+    assert ready(group=group, now_s=102.0, w0=report(102.0), w1=report(102.0))[0]
 
 
 def test_a_leader_that_never_takes_requests_is_a_fault() -> None:
