@@ -84,12 +84,12 @@ def test_each_moment_of_a_recovery_is_observed_once() -> None:
     recovery = Recovery(
         epoch=4, cause=Cause.LEASE, culprit=None, reason="", seen_at_s=10.0, detected_at_s=10.4
     )
-    states = [ClusterState(groups=(GroupRecord(group_id="g0", size=2),))]
+    before_it = GroupRecord(group_id="g0", size=2)
     fenced = replace(recovery, fenced_at_s=10.5)
-    for moment in (recovery, fenced, replace(fenced, reformed_at_s=11.0)):
-        states.append(ClusterState(groups=(GroupRecord(group_id="g0", size=2, recovery=moment),)))
-    for before, after in itertools.pairwise(states):
-        metrics.changed(before, after)
+    reformed = replace(fenced, reformed_at_s=11.0)
+    for before, after in itertools.pairwise((None, recovery, fenced, reformed)):
+        old, new = (replace(before_it, recovery=moment) for moment in (before, after))
+        metrics.changed(ClusterState(groups=(old,)), ClusterState(groups=(new,)))
     assert value(metrics, "recoveries_total", cause="lease") == 1
     assert value(metrics, "recovery_duration_seconds_sum", phase="detected") == pytest.approx(0.4)
     assert value(metrics, "recovery_duration_seconds_count", phase="fenced") == 1
