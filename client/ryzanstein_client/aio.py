@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
+from weakref import WeakSet
 
 from ryzanstein.v1 import inference_pb2, operations_pb2
 from ryzanstein.wire import to_plain
@@ -54,10 +56,11 @@ class AsyncClient:
         self._policy = ResumePolicy(connect_timeout_s=connect_timeout_s, resume_timeout_s=resume_timeout_s)
         self._call_timeout_s = call_timeout_s
         self._connection = AsyncConnection(Target(address, api_key, tls, ca_file))
+        self._streams: WeakSet[AsyncCompletionStream] = WeakSet()
 
     def stream(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> AsyncCompletionStream:
         """Goes on with a prompt (text or token ids), chunk by chunk. Leaving the loop early cancels it."""
-        return AsyncCompletionStream(self._connection, text_request(prompt, options), self._policy)
+        return self._stream(text_request(prompt, options))
 
     async def generate(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> Completion:
         """Goes on with a prompt (text or token ids) and returns the whole answer."""
@@ -79,7 +82,7 @@ class AsyncClient:
         self, messages: Messages, *, stream: bool = False, **options: Unpack[RequestOptions]
     ) -> Completion | AsyncCompletionStream:
         """Answers a conversation: a list of {"role": …, "content": …}. With `stream`, chunk by chunk."""
-        answer = AsyncCompletionStream(self._connection, chat_request(messages, options), self._policy)
+        answer = self._stream(chat_request(messages, options))
         return answer if stream else await answer.collect()
 
     async def cancel(self, request_id: str) -> bool:
@@ -141,7 +144,10 @@ class AsyncClient:
         return int(response.epoch)
 
     async def aclose(self) -> None:
-        """Closes the connection. Streams that are still open end."""
+        """Closes the connection. Streams that are still open are cancelled."""
+        with suppress(KeyError):  # the set is empty
+            while True:
+                self._streams.pop().abandon()
         await self._connection.close()
 
     async def __aenter__(self) -> Self:
@@ -151,6 +157,11 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    def _stream(self, request: inference_pb2.GenerateRequest) -> AsyncCompletionStream:
+        stream = AsyncCompletionStream(self._connection, request, self._policy)
+        self._streams.add(stream)
+        return stream
 
     async def _call(self, method: Callable[[], Callable[..., Any]], request: object) -> Any:
         """One call, repeated while the coordinator can't be reached: all of these calls may be."""

@@ -70,11 +70,11 @@ class AsyncCompletionStream:
             if self._call is None:  # the server has ended the request, or can't be reached
                 self._left = True
             else:  # what it sends can't be used
-                self._abandon()
+                self.abandon()
             raise
         except BaseException:
             # Cancelled or interrupted: the server must know, but nobody should have to wait for that.
-            self._abandon()
+            self.abandon()
             raise
 
     async def collect(self) -> Completion:
@@ -100,6 +100,15 @@ class AsyncCompletionStream:
         if call is not None:
             call.cancel()
 
+    def abandon(self) -> None:
+        """Leaves the stream without waiting; the server is told in the background."""
+        if self._left:
+            return
+        self._left = True
+        call, self._call = self._call, None
+        if self._begun and self._state.finished is None:
+            self._connection.abandon(self.request_id, call)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -109,8 +118,8 @@ class AsyncCompletionStream:
         await self.aclose()
 
     def __del__(self) -> None:
-        if not getattr(self, "_left", True):
-            self._abandon()
+        if hasattr(self, "_state"):  # else the constructor did not get so far
+            self.abandon()
 
     async def _next_chunk(self) -> Chunk:
         while True:
@@ -129,20 +138,24 @@ class AsyncCompletionStream:
                     self._call.cancel()
                     self._call = None
                 delay_s = self._state.on_failure(failure, time.monotonic())
-                log.info("stream of request %s broke (%s), trying again", self.request_id, failure)
+                self._tell(failure)
                 await sleep(delay_s)
             else:
                 if chunk is not None:
                     return chunk
+
+    def _tell(self, failure: CallFailed) -> None:
+        """Once per outage, and only if something had been accepted: what never began ends with an exception."""
+        if self._state.accepted is not None and self._state.attempts == 1:
+            log.warning(
+                "lost %s after %d tokens (%s), trying again",
+                self._connection.target.address,
+                self._state.tokens_received,
+                failure,
+            )
 
     async def _leave_finished(self) -> None:
         self._left = True
         call, self._call = self._call, None
         if call is not None:
             await call.drain()
-
-    def _abandon(self) -> None:
-        self._left = True
-        call, self._call = self._call, None
-        if self._begun and self._state.finished is None:
-            self._connection.abandon(self.request_id, call)

@@ -66,6 +66,11 @@ class ResumableStream:
     def tokens_received(self) -> int:
         return len(self._received)
 
+    @property
+    def attempts(self) -> int:
+        """How many calls failed since something new arrived."""
+        return self._outage.attempts
+
     def remaining_s(self, now_s: float) -> float | None:
         """Seconds until the deadline, not below 0; None if there is none."""
         return None if self._deadline_s is None else max(0.0, self._deadline_s - now_s)

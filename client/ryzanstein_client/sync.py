@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
+from weakref import WeakSet
 
 from ryzanstein.v1 import inference_pb2, operations_pb2
 from ryzanstein.wire import to_plain
@@ -55,10 +57,11 @@ class Client:
         self._policy = ResumePolicy(connect_timeout_s=connect_timeout_s, resume_timeout_s=resume_timeout_s)
         self._call_timeout_s = call_timeout_s
         self._connection = Connection(Target(address, api_key, tls, ca_file))
+        self._streams: WeakSet[CompletionStream] = WeakSet()
 
     def stream(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> CompletionStream:
         """Goes on with a prompt (text or token ids), chunk by chunk. Leaving the loop early cancels it."""
-        return CompletionStream(self._connection, text_request(prompt, options), self._policy)
+        return self._stream(text_request(prompt, options))
 
     def generate(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> Completion:
         """Goes on with a prompt (text or token ids) and returns the whole answer."""
@@ -80,7 +83,7 @@ class Client:
         self, messages: Messages, *, stream: bool = False, **options: Unpack[RequestOptions]
     ) -> Completion | CompletionStream:
         """Answers a conversation: a list of {"role": …, "content": …}. With `stream`, chunk by chunk."""
-        answer = CompletionStream(self._connection, chat_request(messages, options), self._policy)
+        answer = self._stream(chat_request(messages, options))
         return answer if stream else answer.collect()
 
     def cancel(self, request_id: str) -> bool:
@@ -142,7 +145,10 @@ class Client:
         return int(response.epoch)
 
     def close(self) -> None:
-        """Closes the connection. Streams that are still open end."""
+        """Closes the connection. Streams that are still open are cancelled."""
+        with suppress(KeyError):  # the set is empty
+            while True:
+                self._streams.pop().abandon()
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -152,6 +158,11 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _stream(self, request: inference_pb2.GenerateRequest) -> CompletionStream:
+        stream = CompletionStream(self._connection, request, self._policy)
+        self._streams.add(stream)
+        return stream
 
     def _call(self, method: Callable[[], Callable[..., Any]], request: object) -> Any:
         """One call, repeated while the coordinator can't be reached: all of these calls may be."""

@@ -88,10 +88,11 @@ def generate(
             sys.stdout.write(json.dumps(dataclasses.asdict(completion), ensure_ascii=False) + "\n")
             return
         last = "\n"
-        for chunk in stream:
-            sys.stdout.write(chunk.text)
-            sys.stdout.flush()
-            last = chunk.text[-1:] or last
+        with stream:
+            for chunk in stream:
+                sys.stdout.write(chunk.text)
+                sys.stdout.flush()
+                last = chunk.text[-1:] or last
         if last != "\n":
             sys.stdout.write("\n")
 

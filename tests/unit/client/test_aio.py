@@ -399,3 +399,17 @@ async def test_streams_survive_a_network_that_resets_connections(
     assert [answer.text for answer in answers] == [text_of(expected_tokens(s, 50)) for s in range(4)]
     assert coordinator.calls.count("Attach") > 0
     assert coordinator.cancelled == []
+
+
+async def test_closing_the_client_cancels_the_streams_that_are_still_open(
+    coordinator: ScriptedCoordinator,
+) -> None:
+    coordinator.token_limit = 3
+    async with AsyncClient(coordinator.address) as client:
+        stream = client.stream("hello", request_id="open")
+        await anext(stream)
+        unread = client.stream("hello", request_id="unread")
+    assert coordinator.cancelled == ["open"]
+    for each in (stream, unread):
+        with pytest.raises(StopAsyncIteration):
+            await anext(each)

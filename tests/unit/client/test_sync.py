@@ -127,6 +127,16 @@ def test_a_closed_client_says_so(server: CoordinatorThread) -> None:
         client.generate("hello")
 
 
+def test_closing_the_client_cancels_the_streams_that_are_still_open(server: CoordinatorThread) -> None:
+    server.coordinator.token_limit = 3
+    with Client(server.address) as client:
+        stream = client.stream("hello", request_id="open")
+        next(stream)
+    assert server.coordinator.cancelled == ["open"]
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
 def test_a_coordinator_that_is_not_there_is_an_error(server: CoordinatorThread) -> None:
     server.do(server.coordinator.stop())
     with Client(server.address, connect_timeout_s=0.1) as client, pytest.raises(Disconnected) as caught:
