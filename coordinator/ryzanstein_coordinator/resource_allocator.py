@@ -167,6 +167,10 @@ class ResourceAllocator:
     def _judged(self, plan: MemoryPlan, shares: tuple[DeviceShare, ...], num_blocks: int) -> MemoryPlan:
         """The plan with its bounds, or with the reason why there are none."""
         tightest = min(plan.ledgers, key=lambda ledger: ledger.free)
+        if tightest.free >= 0 and num_blocks < 2 and self._config.kv_cache_bytes is not None:
+            given = format_bytes(self._config.kv_cache_bytes)
+            least = format_bytes(2 * BLOCK_SIZE * plan.kv_bytes_per_token)
+            return replace(plan, refusal=f"--kv-cache-memory {given} holds nothing; give {least} or more")
         if tightest.free < 0 or num_blocks < 2:
             return replace(plan, refusal=self._shortage(tightest, shares[tightest.rank]))
         held = (num_blocks - 1) * BLOCK_SIZE  # block 0 is the scratch block

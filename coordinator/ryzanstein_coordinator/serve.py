@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 from collections.abc import Sequence
 
 import structlog
 
-from .config import OrchestratorConfig
+from .config import ConfigError, OrchestratorConfig
+from .local_devices import local_shares
+from .resource_allocator import ResourceAllocator
 from .served_model import read_served_model
 from .supervisor import EXIT_USAGE, Child, Supervisor, read_announcement
 
@@ -32,16 +33,24 @@ async def run_serve(config: OrchestratorConfig, arguments: Sequence[str]) -> int
         The exit code: 0 after a drain, 1 after a forced stop, the coordinator's own if it can't run.
 
     Raises:
-        ModelError, ConfigError: before anything is started.
+        ModelError, ConfigError, DeviceCountError: before anything is started.
     """
-    read_served_model(config)  # a bad directory or rank count is told at once, by one process
-    parent = _Parent(config, list(arguments))
-    return await parent.run()
+    # What can't work is told at once, by one process: a bad directory or rank count, too little memory.
+    model = read_served_model(config)
+    shares = local_shares(config.device, config.worker_count)
+    plan = ResourceAllocator(config, model.config).plan(
+        config.tensor_parallel_size, shares[: config.tensor_parallel_size]
+    )
+    if not plan.fits:
+        raise ConfigError(f"{config.model_name} does not fit: {plan.refusal}")
+    return await _Parent(config, [share.kind for share in shares], list(arguments)).run()
 
 
 class _Parent:
-    def __init__(self, config: OrchestratorConfig, arguments: list[str]) -> None:
+    def __init__(self, config: OrchestratorConfig, kinds: list[str], arguments: list[str]) -> None:
+        """`kinds`: "cpu" or "cuda", of the device of each worker."""
         self._config = config
+        self._kinds = kinds
         self._arguments = arguments
         self._supervisor = Supervisor()
         self._stop, self._kill = asyncio.Event(), asyncio.Event()
@@ -76,9 +85,7 @@ class _Parent:
 
     @property
     def _worker_names(self) -> list[str]:
-        config = self._config
-        count = config.tensor_parallel_size * config.data_parallel_size + config.spares
-        return [f"worker-{number}" for number in range(count)]
+        return [f"worker-{number}" for number in range(len(self._kinds))]
 
     def _signalled(self) -> None:
         (self._kill if self._stop.is_set() else self._stop).set()
@@ -110,7 +117,9 @@ class _Parent:
     async def _keep_worker(self, name: str) -> None:
         names = self._worker_names
         arguments = ["-m", "ryzanstein_shard_worker", "shard-worker", "--coordinator", self._grpc]
-        arguments += ["--worker-id", name, "--device", self._device(names.index(name))]
+        number = names.index(name)
+        device = "cpu" if self._kinds[number] == "cpu" else f"cuda:{number}"
+        arguments += ["--worker-id", name, "--device", device]
         threads = self._config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // len(names))
         arguments += ["--cpu-threads", str(threads), "--host", self._config.host]
         if self._config.insecure:
@@ -124,11 +133,6 @@ class _Parent:
             log.error("stopping", reason=f"{name} can't run as configured")
             self._worker_failure = code
             self._stop.set()
-
-    def _device(self, number: int) -> str:
-        if self._config.device == "cpu" or (self._config.device == "auto" and _count_gpus() == 0):
-            return "cpu"
-        return f"cuda:{number}"
 
     async def _shut_down(self, coordinator: asyncio.Task[int], workers: list[asyncio.Task[None]]) -> int:
         """Coordinator first: it lets streams end and asks the workers to leave."""
@@ -149,14 +153,3 @@ class _Parent:
         # The coordinator keeps its own time; the rest is for closing its connections.
         await self._supervisor.stop("coordinator", self._config.drain_timeout_s + 10.0)
         await asyncio.gather(*(self._supervisor.stop(name, _WORKER_STOP_S) for name in self._worker_names))
-
-
-def _count_gpus() -> int:
-    """NVIDIA GPUs of this machine, without importing torch into the parent."""
-    try:
-        listing = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())

@@ -135,6 +135,8 @@ async def _serving(config: OrchestratorConfig, model: ServedModel) -> AsyncItera
     front_door = FrontDoor(intake=intake, router=router, log=request_log, metrics=metrics)
     grpc_server = _grpc_server(orchestrator, rendezvous, InferenceServicer(front_door, intake))
     listener = bind(config.host, config.http_port, flag="--http-port")
+    # gRPC writes its own lines to standard error when it can't bind: a taken port is found before it tries.
+    bind(config.host, config.grpc_port, flag="--grpc-port").close()
     try:
         grpc_port = grpc_server.add_insecure_port(f"{config.host}:{config.grpc_port}")
     except RuntimeError:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from ryzanstein_client import Client
 
 from ..checkpoints import make_checkpoint

@@ -1,0 +1,67 @@
+"""What this machine has for the workers that `serve` starts, found without importing torch into the parent."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from .resource_allocator import DeviceShare
+
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def local_shares(device: str, count: int) -> tuple[DeviceShare, ...]:
+    """The devices of `count` workers: a GPU for each, or a part of this host's memory.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        DeviceCountError: there are GPUs, but fewer than workers, or none although they were asked for.
+    """
+    gpus = [] if device == "cpu" else gpu_memories()
+    if gpus or device == "cuda":
+        if len(gpus) < count:
+            raise DeviceCountError(
+                f"{count} workers need a GPU each and this machine has {len(gpus)}: lower --tensor-parallel-size "
+                "or --spares, or use --device cpu"
+            )
+        return tuple(_share("cuda", total, 1) for total in gpus[:count])
+    return (_share("cpu", host_memory(), count),) * count
+
+
+class DeviceCountError(ValueError):
+    """Not enough devices; the message says how many there are."""
+
+    exit_code = 2
+
+
+def gpu_memories() -> list[int]:
+    """Bytes of each NVIDIA GPU, in the order of their indices; empty without a driver."""
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        listing = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+        return [int(line) * 2**20 for line in listing.splitlines() if line.strip()]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []
+
+
+def host_memory() -> int:
+    """Bytes of this host, or of the cgroup if that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in _CGROUP_LIMITS:
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            total = min(total, int(text))
+    return total
+
+
+def _share(kind: str, total_bytes: int, sharing: int) -> DeviceShare:
+    """What is free and what a worker's process needs is not known before it runs."""
+    return DeviceShare(
+        kind=kind, total_bytes=total_bytes, free_bytes=total_bytes, baseline_bytes=0, sharing=sharing
+    )
