@@ -17,6 +17,8 @@ from .state import EngineBounds, WorkerRecord
 #: On a CPU more cache than this per rank is taken only when it is asked for: the host has other uses for
 #: memory.
 CPU_CACHE_BYTES = 4 * GIB
+#: On a GPU so many times what all sequences at full length can use: the rest keeps prefixes of ended ones.
+PREFIX_SHARE = 4
 #: A model that is cut to less context than this is refused: it would answer hardly anything.
 LEAST_MODEL_LEN = 128
 _BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
@@ -226,14 +228,14 @@ class ResourceAllocator:
         return self._config.max_batched_tokens or default
 
     def _wanted_cache_bytes(self, needs: Needs, kind: str, room: int) -> int:
-        """Bytes of cache per rank: as told; on GPUs all there is; on CPUs what can be used, within reason."""
+        """Bytes of cache per rank: as told; on GPUs what there is, on CPUs what can be used, both within reason."""
         if self._config.kv_cache_bytes is not None:
             return self._config.kv_cache_bytes
-        if kind != "cpu":
-            return room
         longest = self._config.max_model_len or self._model.context_length
-        usable = 1 + self._config.max_num_seqs * -(-longest // BLOCK_SIZE)
-        return min(room, usable * needs.kv_block, CPU_CACHE_BYTES)
+        usable = (1 + self._config.max_num_seqs * -(-longest // BLOCK_SIZE)) * needs.kv_block
+        if kind != "cpu":
+            return min(room, PREFIX_SHARE * usable)
+        return min(room, usable, CPU_CACHE_BYTES)
 
     def _allowed(self, share: DeviceShare) -> int:
         return int(self._config.memory_utilization * share.total_bytes) // share.sharing

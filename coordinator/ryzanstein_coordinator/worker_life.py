@@ -126,7 +126,7 @@ class WorkerLife:
                 continue
             if worker.fence_epoch and not worker.fencing and draft.now_s >= worker.fence_not_before_s:
                 group = worker.group or ""
-                reason = f"epoch {worker.fence_epoch} begins"
+                reason = _fence_reason(draft, worker)
                 draft.act(
                     AbortWorker(group, worker.fence_epoch, worker.worker_id, worker.incarnation, reason)
                 )
@@ -161,6 +161,13 @@ class WorkerLife:
                 LoadShard(group.group_id, epoch, worker.worker_id, worker.incarnation, wanted, group.limits)
             )
             draft.set_worker(worker.worker_id, loading=wanted, seen_epoch=epoch)
+
+
+def _fence_reason(draft: Draft, worker: WorkerRecord) -> str:
+    group = draft.find_group(worker.group)
+    if group is not None and group.epoch == worker.fence_epoch:
+        return f"epoch {group.epoch} begins: {group.reason}"
+    return "this worker has no rank in the current epoch"
 
 
 def _key_of(worker: WorkerRecord) -> ShardKey | None:

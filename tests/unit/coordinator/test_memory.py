@@ -115,6 +115,12 @@ def test_on_a_cpu_no_more_cache_is_taken_than_can_be_used() -> None:
     assert plan.bounds.max_batched_tokens == 512
 
 
+def test_a_small_model_does_not_fill_a_large_gpu() -> None:
+    plan = ResourceAllocator(configuration(), tiny_model()).plan(2, (share(80 * GIB),) * 2)
+    assert plan.bounds is not None
+    assert plan.bounds.num_blocks == 4 * (1 + 64 * 256 // 16)
+
+
 def test_on_a_cpu_a_large_cache_is_taken_only_when_it_is_asked_for() -> None:
     shares = (share(128 * GIB, "cpu"),)
     config = configuration(tensor_parallel_size=1)
