@@ -73,13 +73,13 @@ class ParallelAttention(TensorParallelLayer):
             device=device,
             parts=(queries, keys, keys),
         )
-        self.output = RowParallelLinear(
-            queries.size, hidden_size, bias=output_bias, handler=handler, dtype=dtype, device=device
-        )
         self.q_norm = self.k_norm = None
         if qk_norm_eps is not None:
             norm = partial(RMSNorm, head_dim, eps=qk_norm_eps, dtype=dtype, device=device, split_over=handler)
             self.q_norm, self.k_norm = norm(), norm()
+        self.output = RowParallelLinear(
+            queries.size, hidden_size, bias=output_bias, handler=handler, dtype=dtype, device=device
+        )
 
     def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """x [T, hidden] → [T, hidden], whole on every rank."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -31,23 +33,30 @@ class TensorParallelLayer(nn.Module):
         Args:
             reproducible: a row's result must not depend on how many rows are computed with it.
         """
-        for child in self.children():
-            if isinstance(child, TensorParallelLayer):
-                child.pack(reproducible=reproducible)
+        for layer in parallel_layers(self):
+            layer.pack(reproducible=reproducible)
 
     @property
     def weight_bytes(self) -> int:
         """Bytes that this layer's weights take now, in whichever form."""
-        return _own_bytes(self)
+        plain = sum(parameter.nbytes for parameter in self.parameters())
+        return plain + sum(
+            layer.packed_bytes for layer in self.modules() if isinstance(layer, TensorParallelLayer)
+        )
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed weights that this very layer holds, without those of the layers in it."""
+        return 0
 
 
-def _own_bytes(module: nn.Module) -> int:
-    """Of the module's plain parameters, and of its children's weights in whichever form."""
-    own = sum(parameter.nbytes for parameter in module.parameters(recurse=False))
-    return own + sum(
-        child.weight_bytes if isinstance(child, TensorParallelLayer) else _own_bytes(child)
-        for child in module.children()
-    )
+def parallel_layers(module: nn.Module) -> Iterator[TensorParallelLayer]:
+    """The topmost parallel layers inside of a module, found through lists and other containers."""
+    for child in module.children():
+        if isinstance(child, TensorParallelLayer):
+            yield child
+        else:
+            yield from parallel_layers(child)
 
 
 def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:

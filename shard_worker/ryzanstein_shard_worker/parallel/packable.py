@@ -38,8 +38,8 @@ class PackableLinear(TensorParallelLayer):
         return self._packed is not None and self._packed.reproducible
 
     @property
-    def weight_bytes(self) -> int:
-        return super().weight_bytes + (0 if self._packed is None else self._packed.nbytes)
+    def packed_bytes(self) -> int:
+        return 0 if self._packed is None else self._packed.nbytes
 
     def pack(self, *, reproducible: bool = True) -> None:
         if self._packed is not None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..communication import CommunicationHandler
-from .layer import TensorParallelLayer
+from .layer import parallel_layers
 from .plan import Style, resolve_plan
 from .splitter import Splitter
 from .tied import follow_ties, tie_again, tied_parts
@@ -66,9 +66,8 @@ class DistributedModelWrapper(nn.Module):
 
     def pack(self, *, reproducible: bool = True) -> None:
         """Packs every split layer for serving, as `TensorParallelLayer.pack` does."""
-        for part in self.module.modules():
-            if isinstance(part, TensorParallelLayer):
-                part.pack(reproducible=reproducible)
+        for layer in parallel_layers(self):
+            layer.pack(reproducible=reproducible)
 
 
 #: The name that the first drafts of the project used.

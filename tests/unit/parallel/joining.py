@@ -24,7 +24,7 @@ def joined(slices: Sequence[FeatureSlice], tensors: Sequence[Tensor | None], dim
             whole, seen = tensor.new_zeros(shape), torch.zeros(part.size, dtype=torch.bool)
         assert tensor.shape[dim] == part.rows
         held = part.stop - part.start
-        values, padding = tensor.split([held, part.rows - held], dim)
+        values, padding = torch.split(tensor, [held, part.rows - held], dim)
         assert not padding.any()
         place = whole.narrow(dim, part.start, held)
         if seen[part.start : part.stop].any():
