@@ -137,6 +137,7 @@ class Ranks:
         timeout_s: float = 5.0,
         join_timeout_s: float = 10.0,
         host_ids: Sequence[str] | None = None,
+        devices: Sequence[str] | None = None,
     ) -> list[bytes]:
         """The next epoch's JoinGroup for each member, ranks in the order given; its attempt is open."""
         self._epoch += 1
@@ -158,7 +159,7 @@ class Ranks:
                     rank=member,
                     host="127.0.0.1",
                     host_id="one host" if host_ids is None else host_ids[member],
-                    device="cpu",
+                    device="cpu" if devices is None else devices[member],
                 )
             requests.append(request.SerializeToString())
         return requests

@@ -104,9 +104,8 @@ class GlooGroup:
         with self._lock:
             for peer in peers:
                 for endpoints in _decode_endpoints(theirs[peer]):
-                    connection = candidates.pop(endpoints.mirrored(), None)
-                    if connection is not None:
-                        self._connections[peer] = connection
+                    if peer not in self._connections and endpoints.mirrored() in candidates:
+                        self._connections[peer] = candidates.pop(endpoints.mirrored())
         missing = [peer for peer in peers if peer not in self._connections]
         if missing:
             raise RuntimeError(f"no connection to rank {missing[0]} was found among this process's sockets")

@@ -83,7 +83,7 @@ class NcclHandler(BackendHandler):
     def _all_gather(self, out: Tensor, tensor: Tensor) -> None:
         options = AllgatherOptions()
         options.asyncOp = False
-        self._launch(lambda: self._process_group._allgather_base(out, tensor, options))
+        self._launch(lambda: self._process_group._allgather_base(out.view(-1), tensor.view(-1), options))
 
     def _reduce_scatter(self, out: Tensor, tensor: Tensor) -> None:
         if self._reproducible:
@@ -94,7 +94,7 @@ class NcclHandler(BackendHandler):
             return
         options = ReduceScatterOptions()
         options.asyncOp = False
-        self._launch(lambda: self._process_group._reduce_scatter_base(out, tensor, options))
+        self._launch(lambda: self._process_group._reduce_scatter_base(out.view(-1), tensor.view(-1), options))
 
     def _broadcast(self, tensor: Tensor, source: int) -> None:
         options = BroadcastOptions()

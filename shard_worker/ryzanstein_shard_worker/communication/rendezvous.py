@@ -135,6 +135,8 @@ class CoordinatorStore(Store):
         with self._lock:
             if self._cancelled is not None:
                 raise RendezvousError(f"can't {what}: {self._cancelled}")
+            if limit_s <= 0:
+                raise RendezvousError(f"the time to form epoch {self._attempt.epoch} is over ({what})")
             call = method.future(request, timeout=limit_s)
             self._calls.add(call)
         try:

@@ -220,12 +220,14 @@ SUM_FOR(sum_avx2, "avx2,f16c")
 SUM_FOR(sum_avx512, "avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")
 #endif
 
-void rz_rank_sum(void *out, const char *const *rows, uint32_t world, size_t count, enum rz_sum_dtype dtype)
+/* As rz_rank_sum, with no more than this level of instructions: 0 baseline, 1 AVX2, 2 AVX-512. For tests. */
+RZ_EXPORT void rz_rank_sum_at(void *out, const char *const *rows, uint32_t world, size_t count, int32_t dtype,
+                              int32_t level)
 {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) {
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    if (level > 0 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) {
+        if (level > 1 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
             sum_avx512(out, rows, world, count, dtype);
         else
@@ -233,5 +235,11 @@ void rz_rank_sum(void *out, const char *const *rows, uint32_t world, size_t coun
         return;
     }
 #endif
+    (void)level;
     sum_baseline(out, rows, world, count, dtype);
+}
+
+void rz_rank_sum(void *out, const char *const *rows, uint32_t world, size_t count, enum rz_sum_dtype dtype)
+{
+    rz_rank_sum_at(out, rows, world, count, dtype, 2);
 }
