@@ -114,7 +114,7 @@ class DemoCluster:
                 self._end()
             except KeyboardInterrupt:  # one who can't wait
                 self._kill()
-        if kind is None:
+        if kind is None or issubclass(kind, KeyboardInterrupt):
             self.log_path.unlink(missing_ok=True)
 
     def wait_ready(self, timeout_s: float, watch: Callable[[], None], *, every_s: float = 0.1) -> Ready:

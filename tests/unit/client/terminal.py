@@ -12,7 +12,6 @@ import sys
 import termios
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]")
 
@@ -52,11 +51,18 @@ class Terminal:
         os.write(self._main, text.encode())
 
     def press_control_c(self) -> None:
-        """Once the process waits: Python misses a signal that comes just before readline begins to wait."""
-        stat = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/stat")
-        while stat.read_text().rpartition(")")[2].split()[0] != "S":
-            time.sleep(0.001)
         self.type("\x03")
+
+    def press_control_c_at_prompt(self) -> None:
+        """Again if nothing happens: Python misses a signal that comes just before readline begins to wait."""
+        shown = len(self.raw)
+        while self.process.poll() is None and "\n" not in self.raw[shown:]:
+            self.type("\x03")
+            deadline_s = time.monotonic() + 3.0
+            while (
+                "\n" not in self.raw[shown:] and self.process.poll() is None and time.monotonic() < deadline_s
+            ):
+                self._read(0.05)
 
     def press_control_d(self) -> None:
         self.type("\x04")

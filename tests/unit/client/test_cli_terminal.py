@@ -140,7 +140,7 @@ def test_in_a_chat_control_c_stops_the_answer_and_the_conversation_goes_on(
     ]
     shown.press_control_c()
     shown.expect("> ")
-    shown.press_control_c()
+    shown.press_control_c_at_prompt()
     assert shown.wait() == 0
     assert "Traceback" not in shown.text
 
@@ -150,10 +150,10 @@ def test_an_idle_chat_ends_with_the_second_control_c_or_with_control_d(
 ) -> None:
     shown = terminal("chat", "--coordinator", server.address)
     shown.expect("> ")
-    shown.press_control_c()
+    shown.press_control_c_at_prompt()
     shown.expect("(Ctrl-C again, or Ctrl-D, leaves)")
     shown.expect("> ")
-    shown.press_control_c()
+    shown.press_control_c_at_prompt()
     assert shown.wait() == 0
     other = terminal("chat", "--coordinator", server.address)
     other.expect("> ")
