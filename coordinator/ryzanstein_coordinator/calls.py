@@ -90,7 +90,7 @@ class WorkerCalls:
             backend=_BACKENDS[action.backend],
             model=self._spec(action.limits.max_model_len),
             limits=limits_message(action.limits),
-            collective_timeout_s=self._config.collective_timeout_s,
+            collective_timeout_s=max(self._config.collective_timeout_s, action.limits.slowest_step_s),
             join_timeout_s=self._config.join_timeout_s,
         )
         for member in action.members:

@@ -78,7 +78,8 @@ class OrchestratorConfig:
     # --- detection
     #: A worker that was not heard of for so long is hung.
     lease_ttl_s: float = 1.0
-    #: A group whose engine finishes no step and no keep-alive for so long is stuck.
+    #: A group whose engine finishes no step and no keep-alive for so long is stuck. Longer for a model whose
+    #: steps may take longer.
     progress_deadline_s: float = 20.0
     #: No answer of a peer inside a collective for so long is a failure.
     collective_timeout_s: float = 30.0

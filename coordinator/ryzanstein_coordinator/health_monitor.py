@@ -89,6 +89,11 @@ class HealthMonitor:
             )
         return self._left(now_s, group, reports) or self._stuck(now_s, group, reports, floor_s)
 
+    def progress_deadline_s(self, group: GroupRecord) -> float:
+        """No step takes longer than this, unless the engine is stuck."""
+        slowest_s = 0.0 if group.limits is None else group.limits.slowest_step_s
+        return max(self._config.progress_deadline_s, slowest_s)
+
     def stream_breaks(self, now_s: float, group: GroupRecord) -> int:
         """The router's complaints in a row, with one that comes now."""
         healed = now_s - group.stream_broken_at_s >= STREAM_HEALED_AFTER_S
@@ -120,7 +125,7 @@ class HealthMonitor:
             if report is None or self.lease(now_s, worker, report, state.lease_floor_s).expired:
                 return f"{member.worker_id} (rank {member.rank}) was not heard of for a lease"
             age_s = _progress_age_s(now_s, report, state.lease_floor_s)
-            if report.epoch == group.epoch and age_s > self._config.progress_deadline_s:
+            if report.epoch == group.epoch and age_s > self.progress_deadline_s(group):
                 return f"{member.worker_id} (rank {member.rank}) finished no step for {age_s:.0f} s"
         return ""
 
@@ -142,7 +147,7 @@ class HealthMonitor:
     def _stuck(
         self, now_s: float, group: GroupRecord, reports: list[tuple[str, Telemetry]], floor_s: float
     ) -> Fault | None:
-        deadline_s = self._config.progress_deadline_s
+        deadline_s = self.progress_deadline_s(group)
         inside = [(worker_id, report) for worker_id, report in reports if report.epoch == group.epoch]
         oldest_s = max((_progress_age_s(now_s, report, floor_s) for _, report in inside), default=0.0)
         if oldest_s <= deadline_s:

@@ -26,6 +26,7 @@ from ryzanstein.model_plan import (
     dtype_bytes,
     kv_bytes_per_token,
     kv_head_range,
+    parameter_count,
     weight_bytes_per_rank,
 )
 
@@ -38,6 +39,8 @@ GIB = 1024**3
 RUNTIME_BYTES = {"cpu": 256 * MIB, "cuda": 700 * MIB}
 #: Buffers of an NCCL communicator with the default number of channels.
 NCCL_BYTES = 256 * MIB
+#: A slow core, a slow GPU.
+SLOW_OPERATIONS_PER_S = {"cpu": 50e9, "cuda": 20e12}
 RESERVE_SHARE = 0.03
 RESERVE_BYTES = 64 * MIB
 
@@ -78,6 +81,14 @@ def rank_needs(
         reserve=max(RESERVE_BYTES, int(RESERVE_SHARE * (weights + workspace))),
         kv_per_token=kv_bytes_per_token(model, size, dtype),
     )
+
+
+def slowest_step_s(model: ModelConfig, size: int, *, kind: str, max_batched_tokens: int) -> float:
+    """A bound for the time of one step: 2 operations per parameter and token, shared by the ranks, at a rate that
+    every device of its kind exceeds three times. Only to tell a long step from a stuck one.
+    """
+    operations = 2.0 * parameter_count(model) * max_batched_tokens / size
+    return 3.0 * operations / SLOW_OPERATIONS_PER_S[kind]
 
 
 def _workspace_bytes(model: ModelConfig, size: int, dtype: str, tokens: int, rows: int) -> int:

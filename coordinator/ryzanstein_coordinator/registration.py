@@ -64,6 +64,7 @@ def examine(now_s: float, state: ClusterState, request: cluster_pb2.RegisterRequ
         address=record.address,
         seen_epoch=max(known.seen_epoch, record.seen_epoch),
         stream=0 if known.lost_reason else known.stream,
+        heard=known.heard and not known.lost_reason,
         lost_reason="",
         suspect=False,
     )

@@ -11,7 +11,7 @@ from functools import lru_cache
 from ryzanstein.model_plan import ModelConfig, ModelError, tensor_parallel_sizes
 
 from .config import BLOCK_SIZE, OrchestratorConfig
-from .memory_ledger import GIB, RUNTIME_BYTES, Needs, format_bytes, rank_needs
+from .memory_ledger import GIB, RUNTIME_BYTES, Needs, format_bytes, rank_needs, slowest_step_s
 from .state import EngineBounds, WorkerRecord
 
 #: On a CPU more cache than this per rank is taken only when it is asked for: the host has other uses for
@@ -198,6 +198,9 @@ class ResourceAllocator:
             max_num_seqs=self._config.max_num_seqs,
             max_batched_tokens=self._batched_tokens(kind),
             max_model_len=asked or min(longest, held),
+            slowest_step_s=slowest_step_s(
+                self._model, len(shares), kind=kind, max_batched_tokens=self._batched_tokens(kind)
+            ),
             needed_bytes=max(ledger.budget - ledger.free for ledger in plan.ledgers),
             memory_bytes=min(ledger.budget for ledger in plan.ledgers),
         )

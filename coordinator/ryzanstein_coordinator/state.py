@@ -122,6 +122,8 @@ class WorkerRecord:
     #: Number of its heartbeat stream; 0 before the first one is open. The end of an older stream means
     #: nothing.
     stream: int = 0
+    #: A heartbeat came on that stream: it is known what the worker is in.
+    heard: bool = False
 
     #: The highest epoch that it was told: it refuses calls of an older one.
     seen_epoch: int = 0
@@ -160,7 +162,7 @@ class WorkerRecord:
     @property
     def usable(self) -> bool:
         """A rank may be given to it, once it is fenced."""
-        return bool(self.stream) and self.alive and not self.failed_reason and not self.leaving
+        return self.heard and self.alive and not self.failed_reason and not self.leaving
 
     @property
     def placeable(self) -> bool:
@@ -219,6 +221,8 @@ class EngineBounds:
     max_num_seqs: int
     max_batched_tokens: int
     max_model_len: int
+    #: No step takes longer on a device of this kind; see `memory_ledger.slowest_step_s`.
+    slowest_step_s: float = 0.0
     #: What the ledger adds up to, on the rank that needs most.
     needed_bytes: int = 0
     #: All that a rank may use of its device; 0: not bounded.
@@ -363,7 +367,7 @@ def worker_state(worker: WorkerRecord, group: GroupRecord | None) -> WorkerState
         return WorkerState.SUSPECT
     if worker.draining:
         return WorkerState.DRAINING
-    if not worker.stream:
+    if not worker.heard:
         return WorkerState.JOINING
     placed = worker.rank is not None and group is not None
     if placed and group is not None and group.phase is Phase.SERVING:

@@ -35,7 +35,7 @@ class WorkerLife:
 
     def stream_opened(self, draft: Draft, event: StreamOpened) -> None:
         if (worker := draft.process(event.worker_id, event.incarnation)) is not None and worker.alive:
-            draft.set_worker(worker.worker_id, stream=event.stream)
+            draft.set_worker(worker.worker_id, stream=event.stream, heard=False)
 
     def beat(self, draft: Draft, event: Beat) -> None:
         """Takes the report in. Only what a person would call a change touches anything but the telemetry."""
@@ -50,8 +50,7 @@ class WorkerLife:
             or int(before.load_progress * 100) != int(report.load_progress * 100)
         ):
             draft.visible()
-        if worker.suspect:
-            worker = draft.set_worker(worker.worker_id, suspect=False)
+        worker = draft.set_worker(worker.worker_id, suspect=False, heard=True)
         if report.leaving and not worker.draining:
             worker = draft.set_worker(worker.worker_id, draining=True)
         if report.epoch and worker.rank is None and not worker.fence_epoch and worker.usable:
@@ -117,6 +116,7 @@ class WorkerLife:
             fencing=False,
             group=None,
             stream=0,
+            heard=False,
         )
 
     def settle(self, draft: Draft) -> None:

@@ -108,6 +108,7 @@ def worker(worker_id: str, **changes: Any) -> WorkerRecord:
         "address": "127.0.0.1:1",
         "device": cpu(),
         "stream": 1,
+        "heard": True,
     }
     return WorkerRecord(**{**fields, **changes})
 

@@ -65,6 +65,10 @@ class SimulatedCluster:
         self.history: list[tuple[float, Action]] = []
         self.actions = 0
         self.disk_works = True
+        #: Ids of workers whose JoinGroup fails; how often LoadShard still fails; who has no files.
+        self.cannot_join: set[str] = set()
+        self.failing_loads: dict[str, int] = {}
+        self.without_files: set[str] = set()
         self._refuses = refuses
         self._random = random.Random(seed)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -258,11 +262,16 @@ class SimulatedCluster:
             return
         known = self.state.workers.get(process.worker_id)
         fresh = worker(
-            process.worker_id, incarnation=process.incarnation, registered_at_s=self.now_s, stream=0
+            process.worker_id,
+            incarnation=process.incarnation,
+            registered_at_s=self.now_s,
+            stream=0,
+            heard=False,
         )
         if known is not None and known.incarnation == process.incarnation:
             stream = 0 if known.lost_reason else known.stream
-            fresh = replace(known, registered_at_s=self.now_s, lost_reason="", suspect=False, stream=stream)
+            heard = known.heard and not known.lost_reason
+            fresh = replace(known, registered_at_s=self.now_s, lost_reason="", stream=stream, heard=heard)
         elif known is not None:
             fresh = replace(fresh, replaced=(*known.replaced, known.incarnation))
         fresh = replace(fresh, seen_epoch=max(fresh.seen_epoch, process.seen_epoch))
@@ -308,12 +317,18 @@ class SimulatedCluster:
             self._reply(process, events.ShardRefused(*identity, True, "another checkpoint"))
             return
 
+        if self.failing_loads.get(process.worker_id, 0) > 0:
+            self.failing_loads[process.worker_id] -= 1
+            self._reply(process, events.ShardRefused(*identity, False, "out of memory"))
+            return
+        has_files = process.worker_id not in self.without_files
+
         def loaded() -> None:
             if process.stopped:
                 process.waiting.append(loaded)
             elif process.alive:
                 process.shard = action.key
-                self._reply(process, events.ShardLoaded(*identity, True, True, 1000))
+                self._reply(process, events.ShardLoaded(*identity, has_files, has_files, 1000))
 
         self._later(0.0005, 0.001 if process.shard == action.key else 0.5, loaded)
 
@@ -325,6 +340,9 @@ class SimulatedCluster:
         assert process.shard is not None
         assert process.shard.rank == rank, "a worker joins with another rank's shard"
         process.seen_epoch = action.epoch
+        if process.worker_id in self.cannot_join:
+            self._reply(process, events.JoinFailed(*identity, True, "INTERNAL: no shared memory"))
+            return
         process.inside, process.fault = (action.group_id, action.epoch, rank), None
 
         def end(reason: str) -> None:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from ryzanstein_coordinator import events
-from ryzanstein_coordinator.state import Cause, GroupState, Phase, Recovery, WorkerState, worker_state
+from ryzanstein_coordinator.state import (
+    Cause,
+    FaultReport,
+    GroupState,
+    Phase,
+    Recovery,
+    WorkerState,
+    worker_state,
+)
 
-from .cluster_builders import configuration
+from .cluster_builders import configuration, worker
 from .simulated_cluster import SimulatedCluster
 
 
@@ -266,6 +276,15 @@ def test_a_restarted_coordinator_goes_on_above_the_epochs_that_workers_saw() -> 
     assert cluster.members() == members
 
 
+def test_a_worker_gets_no_rank_before_it_has_said_what_it_is_in() -> None:
+    cluster = SimulatedCluster(configuration(spares=0))
+    for name in ("w0", "w1"):
+        cluster.send(events.Registered(worker(name, stream=0, heard=False, registered_at_s=cluster.now_s)))
+        cluster.send(events.StreamOpened(name, f"{name}-1", 1))
+    assert cluster.state.groups[0].phase is Phase.VACANT
+    assert {state_of(cluster, name) for name in ("w0", "w1")} == {WorkerState.JOINING}
+
+
 def test_the_first_token_and_the_resumed_requests_complete_the_recovery() -> None:
     cluster = serving()
     cluster.kill(cluster.members()[1], seen_after_s=0.001)
@@ -276,3 +295,108 @@ def test_the_first_token_and_the_resumed_requests_complete_the_recovery() -> Non
     cluster.send(events.FirstToken("g0", epoch, cluster.now_s + 1.0))
     recovery = recovery_of(cluster)
     assert (recovery.requests_resumed, recovery.first_token_at_s) == (24, cluster.now_s)
+
+
+def test_a_group_that_cannot_form_tries_again_ever_more_slowly_and_says_why() -> None:
+    cluster = SimulatedCluster(configuration(spares=0, backoff_s=0.5, backoff_limit_s=4.0))
+    cluster.cannot_join.add("w1")
+    cluster.start("w0", "w1")
+    cluster.run_for(30.0)
+    joins = [t for t, action in cluster.history if isinstance(action, events.JoinGroup)]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(joins)]
+    assert 8 <= len(joins) <= 14
+    assert pauses[0] < 0.2  # the first failure is answered at once
+    assert max(pauses) < 4.5
+    assert all(later > earlier - 0.2 for earlier, later in itertools.pairwise(pauses))
+    reason = cluster.state.groups[0].reason
+    assert "w1 could not join epoch" in reason
+    assert "no shared memory; next attempt in 4.0 s" in reason
+    cluster.cannot_join.clear()
+    assert cluster.run_until(lambda: cluster.all_serve, 5.0)
+    epochs = [action.epoch for _, action in cluster.history if isinstance(action, events.JoinGroup)]
+    assert epochs == sorted(set(epochs))  # every attempt has an epoch of its own
+
+
+def test_a_worker_that_cannot_join_gives_way_to_a_spare() -> None:
+    cluster = SimulatedCluster(configuration())
+    cluster.cannot_join.add("w1")
+    cluster.start("w0", "w1", "w2")
+    assert cluster.run_until(lambda: cluster.all_serve, 5.0)
+    assert set(cluster.members()) == {"w0", "w2"}
+
+
+def test_a_load_that_fails_is_tried_again_and_then_given_up() -> None:
+    cluster = SimulatedCluster(configuration(spares=0))
+    cluster.failing_loads["w1"] = 2
+    cluster.start("w0", "w1")
+    assert cluster.run_until(lambda: cluster.all_serve, 10.0)
+    hopeless = SimulatedCluster(configuration(spares=0))
+    hopeless.failing_loads["w1"] = 1000
+    hopeless.start("w0", "w1")
+    hopeless.run_for(20.0)
+    assert state_of(hopeless, "w1") is WorkerState.FAILED
+    assert hopeless.record("w1").failed_reason == "w1 could not load rank 1: out of memory"
+    assert hopeless.failing_loads["w1"] == 997
+    hopeless.failing_loads.clear()
+    hopeless.kill("w1")
+    hopeless.start("w1")  # a new process is asked again
+    assert hopeless.run_until(lambda: hopeless.all_serve, 10.0)
+
+
+def test_a_spare_that_fails_to_load_does_not_spin() -> None:
+    cluster = SimulatedCluster(configuration())
+    cluster.start("w0", "w1")
+    assert cluster.run_until(lambda: cluster.all_serve, 5.0)
+    cluster.failing_loads["w2"] = 1000
+    cluster.start("w2")
+    cluster.run_for(30.0)
+    assert cluster.failing_loads["w2"] == 997
+    assert state_of(cluster, "w2") is WorkerState.FAILED
+
+
+def test_one_worker_with_files_is_enough_and_none_is_not() -> None:
+    cluster = SimulatedCluster(configuration(spares=0))
+    cluster.without_files.update({"w0", "w1"})
+    cluster.start("w0", "w1")
+    cluster.run_for(3.0)
+    assert "no worker can read the checkpoint" in cluster.state.groups[0].reason
+    assert cluster.actions < 30
+    cluster.without_files.discard("w0")
+    cluster.kill("w0")
+    cluster.start("w0")
+    assert cluster.run_until(lambda: cluster.all_serve, 5.0)
+
+
+def test_a_long_lost_worker_is_forgotten() -> None:
+    cluster = serving(forget_lost_after_s=30.0)
+    victim = cluster.members()[1]
+    cluster.kill(victim)
+    cluster.run_for(20.0)
+    assert state_of(cluster, victim) is WorkerState.LOST
+    cluster.run_for(20.0)
+    assert victim not in cluster.state.workers
+    assert victim not in cluster.state.telemetry
+
+
+def test_a_report_of_a_peers_end_is_believed_before_its_sockets_close() -> None:
+    cluster = serving()
+    leader, follower = cluster.members()
+    epoch = cluster.state.groups[0].epoch
+    cluster.kill(follower, seen_after_s=0.8)  # a large process: its memory is freed before its sockets
+    fault = FaultReport(kind="process", message="rank 1 has ended", epoch=epoch, peer_rank=1)
+    cluster.processes[leader].fault = fault
+    cluster._report(cluster.processes[leader])
+    assert state_of(cluster, follower) is WorkerState.LOST
+    assert recovery_of(cluster).cause is Cause.PROCESS
+    assert cluster.run_until(lambda: cluster.all_serve, 0.7)
+
+
+def test_a_leader_whose_stream_cannot_be_opened_is_replaced() -> None:
+    cluster = serving()
+    epoch, leader = cluster.state.groups[0].epoch, cluster.members()[0]
+    for _ in range(5):
+        cluster.send(events.ExecuteBroken("g0", epoch, "UNAVAILABLE"))
+        cluster.run_for(0.1)
+    assert recovery_of(cluster).cause is Cause.STREAM
+    assert cluster.run_until(lambda: cluster.all_serve, 3.0)
+    assert leader not in cluster.members()

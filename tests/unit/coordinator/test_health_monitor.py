@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from ryzanstein_coordinator.health_monitor import Fault, HealthMonitor
 from ryzanstein_coordinator.state import (
     Cause,
     ClusterState,
+    EngineBounds,
     FaultReport,
     GroupRecord,
     Member,
@@ -112,6 +114,23 @@ def test_nobody_is_blamed_when_all_ranks_stand_at_the_same_place() -> None:
     assert found is not None
     assert found.culprit is None
     assert "all ranks stand at all_reduce 41" in found.reason
+
+
+def test_a_model_with_long_steps_gets_a_longer_deadline() -> None:
+    limits = EngineBounds(
+        block_size=16,
+        num_blocks=2,
+        max_num_seqs=1,
+        max_batched_tokens=512,
+        max_model_len=16,
+        slowest_step_s=60.0,
+    )
+    group = replace(GROUP, limits=limits)
+    slow = report(progress_age_s=59.0)
+    assert fault({"w0": slow, "w1": slow}, group) is None
+    assert ready(group=group, w0=slow, w1=slow)[0]
+    stuck = report(progress_age_s=61.0)
+    assert fault({"w0": stuck, "w1": stuck}, group) is not None
 
 
 def test_a_slow_step_within_the_deadline_is_no_fault() -> None:

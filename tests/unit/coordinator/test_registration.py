@@ -75,7 +75,7 @@ def test_the_same_process_comes_back_with_what_it_holds() -> None:
 def test_the_same_process_that_was_given_up_begins_without_a_stream() -> None:
     known = worker("w0", stream=4, lost_reason="lease", shard=shard(1), fence_epoch=3)
     record = examine(9.0, ClusterState(workers={"w0": known}), request())
-    assert (record.stream, record.lost_reason, record.fence_epoch) == (0, "", 3)
+    assert (record.stream, record.heard, record.lost_reason, record.fence_epoch) == (0, False, "", 3)
     assert record.shard == shard(1)
 
 
