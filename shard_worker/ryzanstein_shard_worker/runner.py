@@ -62,11 +62,12 @@ class Runner:
             threads=self._threads,
         )
         device = self._pool.device
-        return self._model(
+        hidden: Tensor = self._model(  # [T, H]
             torch.tensor(token_ids, dtype=torch.int64, device=device),
             torch.tensor(positions, dtype=torch.int64, device=device),
             attend,
         )
+        return hidden
 
     def _layout(self, batch: Batch) -> StepLayout:
         counts = [piece.count for piece in batch.slices]

@@ -72,6 +72,14 @@ class Program:
             raise AssertionError(f"ended with {self.wait(5)}; standard error:\n{self.stderr}")
         return line.rstrip("\n")
 
+    def wait_for_log(self, text: str, timeout_s: float = 60.0) -> None:
+        """Until standard error holds the text."""
+        deadline = time.monotonic() + timeout_s
+        while text not in self.stderr:
+            assert self.process.poll() is None, self.stderr
+            assert time.monotonic() < deadline, f"{text!r} did not come: {self.stderr}"
+            time.sleep(0.005)
+
     def wait(self, timeout_s: float = 30.0) -> int:
         """The exit code."""
         code = self.process.wait(timeout_s)

@@ -107,18 +107,20 @@ def test_too_little_memory_is_refused_with_what_would_fit(
         assert advice in error_line(cluster, code=2)
 
 
-@pytest.mark.parametrize("moment", ["starting", "loading", "serving", "streaming"])
+#: What the log says when a phase has begun.
+LOGGED = {"starting": "child_started", "waiting": "listening", "registering": "joining", "loading": "loading 2 shards"}
+
+
+@pytest.mark.parametrize("moment", [*LOGGED, "serving", "streaming"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_in_any_phase_ends_everything_in_order(
     moment: str, number: signal.Signals, tmp_path: Path
 ) -> None:
-    shared_memory = set(os.listdir("/dev/shm"))
+    segments = set(Path("/dev/shm").iterdir())
     with Cluster(tmp_path, BUNDLED_MODEL, "--drain-timeout", "1") as cluster:
-        if moment == "loading":
-            while "worker-1" not in cluster.stderr:
-                time.sleep(0.01)
-            time.sleep(1.0)
-        elif moment != "starting":
+        if moment in LOGGED:
+            cluster.wait_for_log(LOGGED[moment])
+        else:
             cluster.ready()
         outcome: list[object] = []
         if moment == "streaming":
@@ -139,9 +141,8 @@ def test_a_signal_in_any_phase_ends_everything_in_order(
         tree = cluster.children()
         cluster.process.send_signal(number)
         assert cluster.wait(20) == 0, cluster.stderr
-        gone, alive = psutil.wait_procs(tree, timeout=5)
-        assert not alive
-        assert set(os.listdir("/dev/shm")) <= shared_memory
+        assert not psutil.wait_procs(tree, timeout=5)[1]
+        assert set(Path("/dev/shm").iterdir()) <= segments
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
@@ -217,9 +218,7 @@ def test_a_worker_may_start_before_its_coordinator(tmp_path: Path) -> None:
         "--cpu-threads", "1", module="ryzanstein_shard_worker",
     )  # fmt: skip
     with worker:
-        while "coordinator_away" not in worker.stderr:
-            assert worker.process.poll() is None, worker.stderr
-            time.sleep(0.05)
+        worker.wait_for_log("coordinator_away")
         coordinator = Program(
             "coordinator", str(BUNDLED_MODEL), "--grpc-port", str(port), "--http-port", "0",
             "--state-dir", str(tmp_path),

