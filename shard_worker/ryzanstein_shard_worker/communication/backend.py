@@ -106,7 +106,7 @@ class BackendHandler(CommunicationHandler):
     def abort(self, reason: str) -> None:
         if self._broken is None:
             self._broken = (f"aborted: {reason}", None)
-        self._abort()
+        self._abort(reason)
 
     def close(self) -> None:
         if self._broken is None:
@@ -135,7 +135,7 @@ class BackendHandler(CommunicationHandler):
     def _barrier(self) -> None: ...
 
     @abstractmethod
-    def _abort(self) -> None: ...
+    def _abort(self, reason: str) -> None: ...
 
     @abstractmethod
     def _close(self) -> None: ...

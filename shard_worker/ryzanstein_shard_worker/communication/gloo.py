@@ -99,7 +99,7 @@ class GlooHandler(BackendHandler):
         rows = torch.zeros((self.world_size, 1), dtype=torch.uint8)
         self._exchange(dict.fromkeys(self._peers, token), {p: rows[p] for p in self._peers})
 
-    def _abort(self) -> None:
+    def _abort(self, reason: str) -> None:
         self._group.cut()
 
     def _close(self) -> None:

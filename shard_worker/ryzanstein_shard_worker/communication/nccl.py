@@ -123,7 +123,7 @@ class NcclHandler(BackendHandler):
             time.sleep(0.0001)
         self.check()
 
-    def _abort(self) -> None:
+    def _abort(self, reason: str) -> None:
         self._stop.set()
         group = self._process_group
         # ncclCommAbort waits for every CUDA graph that captured the communicator to be dropped (since NCCL 2.26).
@@ -172,7 +172,7 @@ class NcclHandler(BackendHandler):
     def _give_up(self, reason: str) -> None:
         if self._broken is None:
             self._broken = (reason, None)
-        self._abort()
+        self._abort(reason)
 
 
 def why_no_nccl() -> str:

@@ -26,6 +26,7 @@ class SharedGroup:
         self._segment = segment
         self._lock = threading.Lock()
         self._users = 0
+        self._aborted = ""
 
     def acquire(self) -> SharedSegment:
         """For one more user, who releases it."""
@@ -40,15 +41,19 @@ class SharedGroup:
             if self._users == 0:
                 self._segment.close()
 
-    def abort(self) -> None:
+    def abort(self, reason: str) -> None:
         """Breaks the group for all ranks; nothing once it is unmapped."""
         with self._lock:
+            self._aborted = self._aborted or reason
             if self._users:
                 self._segment.abort()
 
     def explain(self, waited_s: float | None = None) -> tuple[str, int | None]:
         """Why the group is broken, and the rank at fault."""
-        return describe(self._segment.ruling(), self.rank, self.timeout_s if waited_s is None else waited_s)
+        ruling = self._segment.ruling()
+        if ruling.verdict is Verdict.ABORTED and ruling.reporter == self.rank and self._aborted:
+            return f"aborted: {self._aborted}", None
+        return describe(ruling, self.rank, self.timeout_s if waited_s is None else waited_s)
 
 
 def describe(ruling: Ruling, rank: int, timeout_s: float) -> tuple[str, int | None]:
@@ -110,8 +115,8 @@ class SharedMemoryHandler(BackendHandler):
         if not self._segment.barrier():
             self._fail_as_ruled()
 
-    def _abort(self) -> None:
-        self._group.abort()
+    def _abort(self, reason: str) -> None:
+        self._group.abort(reason)
 
     def _close(self) -> None:
         if not self._closed:
@@ -149,7 +154,7 @@ class SharedMemoryStepChannel(StepChannel):
     def abort(self, reason: str) -> None:
         if self._broken is None:
             self._broken = (f"aborted: {reason}", None)
-        self._group.abort()
+        self._group.abort(reason)
 
     def close(self) -> None:
         if self._broken is None:

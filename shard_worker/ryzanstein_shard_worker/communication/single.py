@@ -35,7 +35,7 @@ class SingleHandler(BackendHandler):
     def _barrier(self) -> None:
         pass
 
-    def _abort(self) -> None:
+    def _abort(self, reason: str) -> None:
         pass
 
     def _close(self) -> None:

@@ -37,7 +37,7 @@ class UnboundHandler(BackendHandler):
     def _barrier(self) -> None:
         self._fail("this rank is in no group")
 
-    def _abort(self) -> None:
+    def _abort(self, reason: str) -> None:
         pass
 
     def _close(self) -> None:

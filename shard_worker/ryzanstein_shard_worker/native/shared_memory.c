@@ -96,9 +96,14 @@ static int find_dead(struct rz_group *group, struct rz_counter *counter, uint32_
     return -1;
 }
 
-/* The rank that keeps the others waiting: the furthest behind, the owner among equals. */
+/* The rank that keeps the others waiting: the furthest behind, the owner among equals. A leader may itself be waiting
+ * for a reader that leaves no room in the ring. */
 static uint32_t latest(struct rz_group *group, struct rz_counter *counter, uint32_t owner)
 {
+    if (counter == group->ring_head)
+        for (uint32_t r = 1; r < group->world; r++)
+            if (atomic_load(&counter->value) - atomic_load(&group->ring_tail[r].value) == group->ring_bytes)
+                return r;
     if (counter != &group->posted[owner])
         return owner;
     uint32_t last = owner, behind = atomic_load(&counter->value);
