@@ -48,6 +48,7 @@ class GroupStream:
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._lived = False  # whether the stream that is open brought any step
+        self._closed = False
 
     def start(self) -> None:
         """Opens the stream in the background."""
@@ -55,6 +56,7 @@ class GroupStream:
 
     def close(self) -> None:
         """Ends the stream at once; nothing is called any more."""
+        self._closed = True  # gRPC may swallow the task's cancellation while it opens a call
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -72,9 +74,11 @@ class GroupStream:
 
     async def _run(self) -> None:
         pause_s = _FIRST_PAUSE_S
-        while True:
+        while not self._closed:
             self._lived = False
             reason = await self._once()
+            if self._closed:
+                return
             self._submissions.clear()
             self._cancellations.clear()
             self._on_broken(reason)
@@ -88,16 +92,18 @@ class GroupStream:
             call = self._stub.Execute()
             writer = asyncio.create_task(self._write(call), name=f"execute-{self.epoch}-commands")
             self._on_open()
-            while (response := await call.read()) is not grpc.aio.EOF:
+            while (response := await call.read()) is not grpc.aio.EOF and not self._closed:
                 self._lived = True
                 self._on_step(cast("ExecuteResponse", response))
         except grpc.aio.AioRpcError as error:
             return f"{error.code().name}: {error.details()}"
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if self._closed or task is None or task.cancelling():
                 raise
             return "the call was cancelled"  # not this task: the channel was closed, or writing failed
+        except grpc.aio.UsageError as error:  # the channel was closed before
+            return str(error)
         except Exception as error:  # noqa: BLE001 - a defect of ours in one message must not stop the group
             _log.exception("execute_stream_failed", epoch=self.epoch)
             return f"{type(error).__name__}: {error}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -144,6 +144,11 @@ class Served:
     stub: InferenceServiceAsyncStub
     #: Exceptions that became INTERNAL: there should be none.
     internal: list[BaseException]
+    address: str
+
+    def channel(self, options: Sequence[tuple[str, int]] = ()) -> grpc.aio.Channel:
+        """A connection of one's own."""
+        return grpc.aio.insecure_channel(self.address, options=[*CHANNEL_OPTIONS, *options])
 
 
 @asynccontextmanager
@@ -159,7 +164,7 @@ async def served(path: RequestPath, *, owner_of: Callable[..., str] | None = Non
     keeping_time = asyncio.create_task(path.front_door.run())
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=CHANNEL_OPTIONS) as channel:
         try:
-            yield Served(path, InferenceServiceStub(channel), internal)
+            yield Served(path, InferenceServiceStub(channel), internal, f"127.0.0.1:{port}")
         finally:
             await server.stop(None)
             keeping_time.cancel()

@@ -337,6 +337,29 @@ async def test_without_a_group_requests_end_when_the_grace_is_over_and_can_be_ta
     await leader.close()
 
 
+async def test_the_stream_of_an_epoch_that_is_over_never_speaks_again(
+    path: RequestPath, new_leader: NewLeader
+) -> None:
+    """gRPC swallows a cancellation that meets a refused connection; the stream must end all the same."""
+    dead, alive = await new_leader(), await new_leader(epoch=1000)
+    await dead.die()
+    for epoch in range(2, 60):
+        path.router.group_ready("g0", epoch, dead.stub, dead.limits)
+        for _ in range(epoch % 12):
+            await asyncio.sleep(0)
+    path.serve(alive)
+
+    tokens, _, _ = await read_all(await path.ask([11], max_tokens=20))
+    complaints = len(path.seen.broken)
+    await eventually(lambda: len([t for t in asyncio.all_tasks() if t.get_name() == "execute-1000"]) == 1)
+    streams = [task for task in asyncio.all_tasks() if task.get_name().startswith("execute-")]
+
+    assert tokens == alive.expected([11], max_tokens=20)
+    assert {task.get_name() for task in streams} == {"execute-1000", "execute-1000-commands"}
+    assert all(epoch < 1000 for _, epoch in path.seen.broken)
+    assert len(path.seen.broken) == complaints
+
+
 @pytest.mark.parametrize("seed", range(6))
 async def test_deaths_at_random_moments_lose_and_repeat_nothing(seed: int, new_leader: NewLeader) -> None:
     import random
