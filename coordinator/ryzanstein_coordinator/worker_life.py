@@ -16,6 +16,8 @@ from .state import Phase, ShardKey, WorkerRecord
 RETRY_S = 0.25
 #: A worker that fails to load so often, in a row, is not asked again.
 MAX_LOAD_STRIKES = 3
+#: Lost workers that are still shown: ids that are made up anew at every start must not fill the memory.
+MAX_LOST = 256
 
 
 class WorkerLife:
@@ -91,10 +93,13 @@ class WorkerLife:
     def tick(self, draft: Draft) -> list[str]:
         """Marks suspects, forgets the long lost, and returns the ids of workers whose lease has expired."""
         expired = []
+        lost = [worker for worker in draft.workers if not worker.alive]
+        lost.sort(key=lambda worker: worker.lost_at_s, reverse=True)
+        for place, worker in enumerate(lost):
+            if place >= MAX_LOST or draft.now_s - worker.lost_at_s > self._config.forget_lost_after_s:
+                draft.remove_worker(worker.worker_id)
         for worker in draft.workers:
             if not worker.alive:
-                if draft.now_s - worker.lost_at_s > self._config.forget_lost_after_s:
-                    draft.remove_worker(worker.worker_id)
                 continue
             report = draft.telemetry(worker.worker_id)
             lease = self._monitor.lease(draft.now_s, worker, report, draft.lease_floor_s)

@@ -35,6 +35,7 @@ class Process:
     inside: tuple[str, int, int] | None = None
     serving: bool = False
     shard: ShardKey | None = None
+    busy_until_s: float = 0.0
     fault: FaultReport | None = None
     #: Heartbeats go on, steps don't.
     stuck: bool = False
@@ -330,7 +331,11 @@ class SimulatedCluster:
                 process.shard = action.key
                 self._reply(process, events.ShardLoaded(*identity, has_files, has_files, 1000))
 
-        self._later(0.0005, 0.001 if process.shard == action.key else 0.5, loaded)
+        # The engine does one thing after the other.
+        process.busy_until_s = max(process.busy_until_s, self.now_s) + self._random.uniform(
+            0.0005, 0.001 if process.shard == action.key else 0.5
+        )
+        self._at(process.busy_until_s, loaded)
 
     def _join(self, process: Process, action: events.JoinGroup, rank: int) -> None:
         identity = (action.group_id, action.epoch, process.worker_id)

@@ -378,6 +378,16 @@ def test_a_long_lost_worker_is_forgotten() -> None:
     assert victim not in cluster.state.telemetry
 
 
+def test_ids_that_never_come_back_do_not_fill_the_memory() -> None:
+    cluster = SimulatedCluster(configuration(spares=0))
+    for number in range(300):
+        cluster.now_s += 0.01
+        cluster.send(events.Registered(worker(f"x{number}", registered_at_s=cluster.now_s, heard=False)))
+    cluster.run_for(5.0)
+    assert len(cluster.state.workers) == 256
+    assert "x299" in cluster.state.workers
+
+
 def test_a_report_of_a_peers_end_is_believed_before_its_sockets_close() -> None:
     cluster = serving()
     leader, follower = cluster.members()
