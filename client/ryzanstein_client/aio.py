@@ -13,7 +13,7 @@ from weakref import WeakSet
 from ryzanstein.v1 import inference_pb2, operations_pb2
 from ryzanstein.wire import to_plain
 
-from .aio_connection import AsyncConnection, sleep
+from .aio_connection import AsyncConnection
 from .aio_stream import AsyncCompletionStream
 from .messages import chat_prompt, chat_request, model_from, text_request
 from .retry import ResumePolicy, UnaryRetry
@@ -135,7 +135,7 @@ class AsyncClient:
                     yield to_plain(snapshot)
                 raise CallFailed.unusable("it ended")
             except CallFailed as failure:
-                await sleep(retry.on_failure(failure, time.monotonic()))
+                await self._connection.wait(retry.on_failure(failure, time.monotonic()))
 
     async def drain(self, worker_id: str) -> int:
         """Takes a worker out of service without losing a stream. Returns the group's epoch."""
@@ -170,4 +170,4 @@ class AsyncClient:
             try:
                 return await self._connection.unary(method(), request, self._call_timeout_s)
             except CallFailed as failure:
-                await sleep(retry.on_failure(failure, time.monotonic()))
+                await self._connection.wait(retry.on_failure(failure, time.monotonic()))

@@ -22,8 +22,6 @@ if TYPE_CHECKING:  # these names exist for type checkers only
 
 Response = TypeVar("Response")
 
-sleep = asyncio.sleep
-
 
 class AsyncConnection:
     """One channel to a coordinator, opened in the event loop of its first call."""
@@ -78,6 +76,10 @@ class AsyncConnection:
             raise _failure(error) from None
         finally:
             call.cancel()
+
+    async def wait(self, delay_s: float) -> None:
+        """Waits before the next attempt."""
+        await asyncio.sleep(delay_s)
 
     async def cancel(self, request_id: str) -> None:
         """Tells the server that nobody waits any more. If it can't be told it finds out by itself."""

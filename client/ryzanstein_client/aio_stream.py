@@ -9,7 +9,7 @@ from typing import Self
 
 from ryzanstein.v1 import inference_pb2
 
-from .aio_connection import AsyncConnection, AsyncStreamCall, sleep
+from .aio_connection import AsyncConnection, AsyncStreamCall
 from .errors import InvalidRequest, RyzansteinError
 from .messages import completion_from, usage_from
 from .resume import ResumableStream
@@ -139,7 +139,7 @@ class AsyncCompletionStream:
                     self._call = None
                 delay_s = self._state.on_failure(failure, time.monotonic())
                 self._tell(failure)
-                await sleep(delay_s)
+                await self._connection.wait(delay_s)
             else:
                 if chunk is not None:
                     return chunk

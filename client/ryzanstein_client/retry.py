@@ -18,7 +18,7 @@ class ResumePolicy:
     #: Afterwards: a restarted coordinator must be back within it. Counts only the time without a connection.
     resume_timeout_s: float = 60.0
     first_delay_s: float = 0.05
-    longest_delay_s: float = 1.0
+    longest_delay_s: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("connect_timeout_s", "resume_timeout_s"):

@@ -17,7 +17,7 @@ from ryzanstein.wire import to_plain
 from .messages import chat_prompt, chat_request, model_from, text_request
 from .retry import ResumePolicy, UnaryRetry
 from .status import CallFailed
-from .sync_connection import Connection, sleep
+from .sync_connection import Connection
 from .sync_stream import CompletionStream
 from .target import DEFAULT_ADDRESS, Target
 from .types import Completion, Messages, Model, Prompt, RequestOptions
@@ -136,7 +136,7 @@ class Client:
                     yield to_plain(snapshot)
                 raise CallFailed.unusable("it ended")
             except CallFailed as failure:
-                sleep(retry.on_failure(failure, time.monotonic()))
+                self._connection.wait(retry.on_failure(failure, time.monotonic()))
 
     def drain(self, worker_id: str) -> int:
         """Takes a worker out of service without losing a stream. Returns the group's epoch."""
@@ -171,4 +171,4 @@ class Client:
             try:
                 return self._connection.unary(method(), request, self._call_timeout_s)
             except CallFailed as failure:
-                sleep(retry.on_failure(failure, time.monotonic()))
+                self._connection.wait(retry.on_failure(failure, time.monotonic()))

@@ -21,8 +21,6 @@ from .target import DEADLINE_MARGIN_S, LEAVE_TIMEOUT_S, Target
 
 Response = TypeVar("Response")
 
-sleep = time.sleep
-
 
 class Connection:
     """One channel to a coordinator. Safe to use from several threads."""
@@ -79,6 +77,18 @@ class Connection:
             raise _failure(error) from None
         finally:
             call.cancel()
+
+    def wait(self, delay_s: float) -> None:
+        """Waits before the next attempt, and lets the channel connect meanwhile.
+
+        While no call waits on a channel it goes on connecting only every five seconds, so one does: the health
+        check, whatever its answer.
+        """
+        end_s = time.monotonic() + delay_s
+        check: Callable[..., bytes] = self._channel.unary_unary("/grpc.health.v1.Health/Check")
+        with suppress(grpc.RpcError, ValueError):  # ValueError: the channel is closed
+            check(b"", timeout=delay_s, metadata=self._metadata, wait_for_ready=True)
+        time.sleep(max(0.0, end_s - time.monotonic()))
 
     def cancel(self, request_id: str) -> None:
         """Tells the server that nobody waits any more. If it can't be told it finds out by itself."""

@@ -15,7 +15,7 @@ from .messages import completion_from, usage_from
 from .resume import ResumableStream
 from .retry import ResumePolicy
 from .status import CallFailed
-from .sync_connection import Connection, StreamCall, sleep
+from .sync_connection import Connection, StreamCall
 from .types import Chunk, Completion, Usage
 
 log = logging.getLogger("ryzanstein_client")
@@ -140,7 +140,7 @@ class CompletionStream:
                     self._call = None
                 delay_s = self._state.on_failure(failure, time.monotonic())
                 self._tell(failure)
-                sleep(delay_s)
+                self._connection.wait(delay_s)
             else:
                 if chunk is not None:
                     return chunk

@@ -84,7 +84,7 @@ def show(cluster: DemoCluster, questions: list[Question], view: DemoView) -> Non
         )
 
         with (
-            Client(f"127.0.0.1:{cluster.grpc_port}", connect_timeout_s=0) as client,
+            Client(f"127.0.0.1:{cluster.grpc_port}", connect_timeout_s=0.2) as client,
             view.starting() as phase,
         ):
             ready = cluster.wait_ready(READY_TIMEOUT_S, lambda: phase(_snapshot(client)))

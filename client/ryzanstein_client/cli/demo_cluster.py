@@ -83,11 +83,11 @@ class DemoCluster:
         return self._process.pid
 
     def __enter__(self) -> Self:
+        log, name = tempfile.mkstemp(prefix="ryzanstein-demo-", suffix=".log")
+        self.log_path = Path(name)
         environment = {
             key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT_PREFIX)
         }
-        log, name = tempfile.mkstemp(prefix="ryzanstein-demo-", suffix=".log")
-        self.log_path = Path(name)
         try:
             # In a session of its own: Ctrl-C reaches this process alone, which then ends the child in order.
             self._process = subprocess.Popen(
@@ -100,10 +100,15 @@ class DemoCluster:
                 start_new_session=True,
                 preexec_fn=_end_with_parent,  # noqa: PLW1509 - no thread runs yet
             )
+            self._reader = threading.Thread(target=self._read, daemon=True)
+            self._reader.start()
+        except BaseException:  # interrupted on the way; a child that is not known yet ends with this process
+            if hasattr(self, "_process"):
+                self._kill()
+            self.log_path.unlink()
+            raise
         finally:
             os.close(log)
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
         return self
 
     def __exit__(

@@ -145,6 +145,17 @@ def test_a_coordinator_that_is_not_there_is_an_error(server: CoordinatorThread) 
     assert (caught.value.code, caught.value.exit_code) == ("UNAVAILABLE", 69)
 
 
+def test_a_coordinator_that_comes_back_is_found_without_the_pause_of_five_seconds(
+    server: CoordinatorThread,
+) -> None:
+    server.do(server.coordinator.stop())
+    with Client(server.address, connect_timeout_s=2.5) as client:
+        with pytest.raises(Disconnected):
+            client.models()
+        server.do(server.coordinator.start())
+        assert [model.name for model in client.models()] == ["letters"]
+
+
 PROGRAM = """
 import sys
 from ryzanstein_client import Client
