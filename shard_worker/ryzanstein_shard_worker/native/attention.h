@@ -11,7 +11,7 @@
 enum {
     RZ_BLOCK = 16,         /* tokens of a page */
     RZ_HEAD_DIM_MAX = 256, /* bounds the scratch on the stack */
-    RZ_TILE_ROWS = 48,     /* query rows that share one conversion of a chunk of keys and values to float */
+    RZ_TILE_ROWS = 96,     /* query rows that share one conversion of a chunk of keys and values to float */
 };
 
 /* Mirrored by DTYPES in attention.py. */
