@@ -94,7 +94,7 @@ class WorkerLife:
         """Marks suspects, forgets the long lost, and returns the ids of workers whose lease has expired."""
         expired = []
         lost = [worker for worker in draft.workers if not worker.alive]
-        lost.sort(key=lambda worker: worker.lost_at_s, reverse=True)
+        lost.sort(key=lambda worker: (worker.lost_at_s, worker.registered_at_s), reverse=True)
         for place, worker in enumerate(lost):
             if place >= MAX_LOST or draft.now_s - worker.lost_at_s > self._config.forget_lost_after_s:
                 draft.remove_worker(worker.worker_id)
