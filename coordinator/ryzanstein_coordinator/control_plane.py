@@ -135,7 +135,7 @@ class ControlPlane:
                 draft,
                 worker,
                 Cause.LEASE,
-                f"{_name(worker)} was not heard of for {ttl_s:g} s",
+                f"{_name(draft, worker)} was not heard of for {ttl_s:g} s",
                 seen_at_s=seen_s + self._config.suspect_after_s,
             )
         for group in draft.groups:
@@ -158,7 +158,7 @@ class ControlPlane:
     def _registered(self, draft: Draft, event: events.Registered) -> None:
         known = draft.worker(event.worker.worker_id)
         if known is not None and known.incarnation != event.worker.incarnation and known.alive:
-            reason = f"{_name(known)} was replaced by a new process ({event.worker.pid})"
+            reason = f"{_name(draft, known)} was replaced by a new process ({event.worker.pid})"
             self._lose(draft, known, Cause.PROCESS, reason)
         self._workers.registered(draft, event)
 
@@ -170,7 +170,7 @@ class ControlPlane:
             self._workers.lose(draft, worker, "drained")
             draft.remove_worker(worker.worker_id)
             return
-        reason = f"{_name(worker)} ended: {event.reason or 'its heartbeat stream broke'}"
+        reason = f"{_name(draft, worker)} ended: {event.reason or 'its heartbeat stream broke'}"
         self._lose(draft, worker, Cause.PROCESS, reason)
 
     def _lose(
@@ -261,5 +261,11 @@ def group_ids(config: OrchestratorConfig) -> tuple[str, ...]:
     return tuple(f"g{index}" for index in range(config.data_parallel_size))
 
 
-def _name(worker: WorkerRecord) -> str:
-    return worker.worker_id if worker.rank is None else f"{worker.worker_id} (rank {worker.rank})"
+def _name(draft: Draft, worker: WorkerRecord) -> str:
+    """The worker with its rank, or the one that it held in the epoch that broke."""
+    rank = worker.rank
+    group = draft.find_group(worker.group)
+    if rank is None and group is not None and group.recovery is not None and group.recovery.is_open:
+        held = (m.rank for m in group.recovery.members if m.incarnation == worker.incarnation)
+        rank = next(held, None)
+    return worker.worker_id if rank is None else f"{worker.worker_id} (rank {rank})"

@@ -69,7 +69,9 @@ class Metrics:
         self._communication_s = counter(
             "communication_seconds", "Time spent in collectives, from heartbeats.", "rank", "operation"
         )
-        self._recoveries = counter("recoveries", "Recoveries that began, by cause.", "cause")
+        self._recoveries = counter(
+            "recoveries", "Groups that serve again after a fault, by its cause.", "cause"
+        )
         self._recovery_s = histogram(
             "recovery_duration_seconds",
             "From the first sign of a fault to each moment of its recovery.",
@@ -149,8 +151,8 @@ class Metrics:
                 self._recovery(old.recovery if same else None, new.recovery)
 
     def _recovery(self, old: Recovery | None, new: Recovery) -> None:
-        if old is None:
-            self._recoveries.labels(new.cause.value).inc()
+        if new.reformed_at_s is not None and (old is None or old.reformed_at_s is None):
+            self._recoveries.labels(new.cause.value).inc()  # what it was about may be known only by now
         for phase in RECOVERY_PHASES:
             moment_s = getattr(new, f"{phase}_at_s")
             if moment_s is not None and (old is None or getattr(old, f"{phase}_at_s") is None):

@@ -100,6 +100,7 @@ def test_the_culprit_is_named_even_if_a_survivor_complains_first() -> None:
     recovery = recovery_of(cluster)
     assert recovery.culprit is not None
     assert recovery.culprit.worker_id == follower
+    assert recovery.reason == f"{follower} (rank 1) ended: killed"
     assert leader in cluster.members()
 
 

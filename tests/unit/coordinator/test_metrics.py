@@ -86,11 +86,12 @@ def test_each_moment_of_a_recovery_is_observed_once() -> None:
     )
     before_it = GroupRecord(group_id="g0", size=2)
     fenced = replace(recovery, fenced_at_s=10.5)
-    reformed = replace(fenced, reformed_at_s=11.0)
+    reformed = replace(fenced, reformed_at_s=11.0, cause=Cause.PROCESS)
     for before, after in itertools.pairwise((None, recovery, fenced, reformed)):
         old, new = (replace(before_it, recovery=moment) for moment in (before, after))
         metrics.changed(ClusterState(groups=(old,)), ClusterState(groups=(new,)))
-    assert value(metrics, "recoveries_total", cause="lease") == 1
+    assert value(metrics, "recoveries_total", cause="process") == 1
+    assert value(metrics, "recoveries_total", cause="lease") == 0
     assert value(metrics, "recovery_duration_seconds_sum", phase="detected") == pytest.approx(0.4)
     assert value(metrics, "recovery_duration_seconds_count", phase="fenced") == 1
     assert value(metrics, "recovery_duration_seconds_sum", phase="reformed") == pytest.approx(1.0)
