@@ -144,7 +144,7 @@ def build_shard(
     """
     directory = model_dir or Path(request.model.path)
     index = None
-    if directory.is_dir():
+    if model_dir is not None or (directory / "config.json").is_file():
         config = read_model_config(directory)
         index = open_checkpoint(directory)
         if request.model.fingerprint and index.fingerprint != request.model.fingerprint:

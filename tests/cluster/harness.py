@@ -38,8 +38,14 @@ def environment(**extra: str) -> dict[str, str]:
 class Program:
     """A child process with its output at hand. Ends with the test, whatever happens."""
 
-    def __init__(self, *arguments: str, module: str = "ryzanstein_coordinator", **extra: str) -> None:
-        self.command = [sys.executable, "-m", module, *arguments]
+    def __init__(
+        self,
+        *arguments: str,
+        module: str = "ryzanstein_coordinator",
+        command: list[str] | None = None,
+        **extra: str,
+    ) -> None:
+        self.command = command or [sys.executable, "-m", module, *arguments]
         self.process = subprocess.Popen(
             self.command,
             stdin=subprocess.DEVNULL,
