@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import structlog
 import torch
-from ryzanstein.v1 import shard_worker_pb2
+from ryzanstein.v1 import cluster_pb2, cluster_pb2_grpc, shard_worker_pb2
 from ryzanstein.wire import CHANNEL_OPTIONS
 
 from .communication.errors import CommunicationError
@@ -18,6 +19,7 @@ from .communication.handler import CommunicationHandler
 from .communication.rendezvous import Attempt, CoordinatorStore, RendezvousError
 from .communication.single import SingleHandler, SingleStepChannel
 from .communication.step_channel import StepChannel
+from .native.library import load_library
 
 log = structlog.get_logger(__name__)
 
@@ -76,8 +78,19 @@ class ProcessGroupManager:
         self._reproducible = reproducible
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
+        self._first_call: grpc.Future[Any] | None = None  # cancelled if nobody holds it
         self._store: CoordinatorStore | None = None
         self._group: Group | None = None
+
+    def prepare(self) -> None:
+        """Connects to the coordinator in the background and loads the native library: the first join is faster."""
+        load_library()
+        with self._lock:
+            stub = cluster_pb2_grpc.RendezvousServiceStub(self._connection())
+            # It will be refused, over a connection that stays. Whether there is one the first join will tell.
+            self._first_call = stub.CheckValues.future(
+                cluster_pb2.CheckValuesRequest(), timeout=10.0, wait_for_ready=True
+            )
 
     @property
     def group(self) -> Group | None:

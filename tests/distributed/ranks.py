@@ -42,6 +42,7 @@ class Rank:
 
     def __init__(self, coordinator: str) -> None:
         self.manager = ProcessGroupManager(coordinator, host="127.0.0.1")
+        self.manager.prepare()
 
     def join(self, request: bytes) -> Group:
         """Joins as the engine does."""

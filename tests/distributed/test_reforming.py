@@ -90,6 +90,33 @@ def test_twenty_faults_leave_descriptors_threads_and_memory_as_they_were(
     assert ours_in_dev_shm() == []
 
 
+def give_up_joining(rank: Rank, request: bytes) -> None:
+    timer = threading.Timer(0.05, rank.manager.abort, ["nobody comes"])
+    timer.start()
+    with pytest.raises(CommunicationError):
+        rank.join(request)
+    timer.join()
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("host_ids", [["a", "a", "a"], ["a", "b", "c"]], ids=["one_host", "three_hosts"])
+def test_attempts_that_are_given_up_leave_nothing_behind(
+    ranks: Ranks, backend: Backend, host_ids: list[str]
+) -> None:
+    before: list[tuple[int, int, int]] = []
+    for attempt in range(WARM_UP + 10):
+        requests = ranks.requests([0, 1, 2], backend=backend, host_ids=host_ids)
+        for index in (0, 1):
+            ranks.start(give_up_joining, requests[index], on=[index])
+        assert ranks.results(on=[0, 1]) == [None, None]
+        if attempt == WARM_UP - 1:
+            before = ranks.call(resources, on=[0, 1])
+    after = ranks.call(resources, on=[0, 1])
+    for (fds, threads, _), (fds_after, threads_after, _) in zip(before, after, strict=True):
+        assert (fds_after, threads_after) <= (fds, threads)
+    assert ours_in_dev_shm() == []
+
+
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_a_new_process_takes_the_place_of_a_killed_one(ranks: Ranks, backend: Backend) -> None:
     members = [0, 1, 2]
@@ -118,11 +145,11 @@ def refuse_anonymous_files(rank: Rank) -> None:
     os.memfd_create = memfd_create
 
 
-def break_paths(rank: Rank) -> None:
-    """As in a process that may not look at another one's descriptors, and has a /dev/shm of its own."""
+def refuse_to_open(rank: Rank) -> None:
+    """As for a process that may not look at another one's descriptors, and has a /dev/shm of its own."""
 
-    def refuse(path: str, inode: int, rank: int, layout: object) -> None:
-        raise PermissionError(13, "Permission denied", path)
+    def refuse(store: object, where: str, rank: int, layout: object) -> None:
+        raise PermissionError(13, "Permission denied")
 
     segment._open = refuse  # type: ignore[assignment]
 
@@ -150,7 +177,7 @@ def test_without_anonymous_files_a_named_one_is_used_and_leaves_no_name(ranks: R
 
 @needs_native_library
 def test_a_rank_that_can_not_open_the_segment_brings_all_to_gloo(ranks: Ranks) -> None:
-    ranks.call(break_paths, on=[1])
+    ranks.call(refuse_to_open, on=[1])
     assert ranks.form(SHARED_MEMORY) == ["gloo"] * 3
     assert ranks.call(sum_of_ones) == [3.0] * 3
     assert ours_in_dev_shm() == []

@@ -137,7 +137,8 @@ def form_gloo_group(
         try:
             result.append(_form(store, prefix, rank, world_size, host=host, timeout_s=timeout_s))
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
-            result.append(error)
+            # Its frames would keep gloo's sockets and thread until the next garbage collection.
+            result.append(error.with_traceback(None))
         finally:
             done.set()
             if cancelled() and isinstance(result[0], GlooGroup):

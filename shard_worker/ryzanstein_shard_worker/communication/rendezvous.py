@@ -142,10 +142,12 @@ class CoordinatorStore(Store):
         try:
             return call.result()
         except (grpc.RpcError, grpc.FutureCancelledError) as error:
-            raise RendezvousError(self._describe(error, what, limit_s)) from None
+            problem = self._describe(error, what, limit_s)
         finally:
             with self._lock:
                 self._calls.discard(call)
+        # Not in the except clause: gRPC's error would hold the frames of whoever called, sockets of gloo and all.
+        raise RendezvousError(problem)
 
     def _describe(self, error: Exception, what: str, limit_s: float) -> str:
         where = f"the rendezvous of epoch {self._attempt.epoch}"

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from torch._C._distributed_c10d import Store
+import structlog
 
 from ..native.shared_memory import MAX_WORLD_SIZE, SegmentLayout, SharedSegment, shared_memory_available
+from .rendezvous import CoordinatorStore
+
+log = structlog.get_logger(__name__)
 
 #: Where the segment may come from, the best first. An anonymous file is opened through its owner's descriptor:
 #: whoever is killed leaves nothing behind. The other has a name for a few milliseconds.
@@ -26,122 +30,151 @@ class SegmentError(Exception):
     """The ranks can't share memory; all of them found the same, and why is in the message."""
 
 
+class _NoLibraryError(Exception):
+    def __str__(self) -> str:
+        return "no native library"
+
+
 @dataclass(frozen=True, slots=True)
-class RankFacts:
-    """What a rank tells the others before they decide."""
+class Ack:
+    """What a rank tells the others after it tried to map the segment."""
 
     pid: int
-    native: bool
     #: Processors that it may run on.
     cores: tuple[int, ...]
+    native: bool
+    #: Why it has not mapped the segment; empty: it has.
+    problem: str
 
 
-def share_segment(store: Store, *, rank: int, world_size: int, name: str, timeout_s: float) -> SharedSegment:
+def share_segment(
+    store: CoordinatorStore, *, rank: int, world_size: int, name: str, timeout_s: float
+) -> SharedSegment:
     """Maps the group's segment on this rank, tuned, watching every other rank's process.
 
-    All ranks decide from the same published facts, so they all return or all raise SegmentError. A store that
-    fails (a member that never came) raises the store's own error.
+    All ranks decide from the same published answers, so they all return or all raise SegmentError. A store
+    that fails (a member that never came) raises the store's own error.
 
     Args:
         store: of this attempt alone.
         name: for people who look at /proc; without "/".
         timeout_s: of every later wait in the segment.
     """
-    facts = _exchange_facts(store, rank, world_size)
-    refusal = why_not(facts)
-    if refusal:
-        raise SegmentError(refusal)
+    if world_size > MAX_WORLD_SIZE:
+        raise SegmentError(f"{world_size} ranks, and a shared segment holds {MAX_WORLD_SIZE}")
     layout = SegmentLayout(world_size)
-    problems: list[str] = []
+    refusal = ""
     for medium in _MEDIA:
-        segment, problems = _try_medium(store, medium, rank, layout, facts, name)
+        segment, acks = _try_medium(store, medium, rank, layout, name)
         if segment is not None:
-            spin_us, yield_us = waiting_times_us(facts)
+            spin_us, yield_us = waiting_times_us(acks)
             segment.tune(timeout_s=timeout_s, spin_us=spin_us, yield_us=yield_us)
+            _watch_others(segment, rank, acks)
             return segment
-    raise SegmentError(problems[0])
+        refusal = why_not(acks)
+        if not all(ack.native for ack in acks):
+            break
+    raise SegmentError(refusal)
 
 
-def why_not(facts: list[RankFacts]) -> str:
-    """Why these ranks can't share memory; empty if they may try."""
-    if len(facts) > MAX_WORLD_SIZE:
-        return f"{len(facts)} ranks, and a shared segment holds {MAX_WORLD_SIZE}"
-    for rank, fact in enumerate(facts):
-        if not fact.native:
-            return f"rank {rank} has no native library"
+def why_not(acks: Sequence[Ack]) -> str:
+    """Why these ranks don't share the segment; empty: all have mapped it."""
+    for rank, ack in enumerate(acks):
+        if ack.problem:
+            return f"rank {rank}: {ack.problem}"
     return ""
 
 
-def waiting_times_us(facts: list[RankFacts]) -> tuple[float, float]:
+def waiting_times_us(acks: Sequence[Ack]) -> tuple[float, float]:
     """→ (busy, then giving way) before a wait sleeps."""
-    cores = {core for fact in facts for core in fact.cores}
-    if len(cores) < len(facts):
+    cores = {core for ack in acks for core in ack.cores}
+    if len(cores) < len(acks):
         return _CROWDED_SPIN_US, _CROWDED_YIELD_US
     return _SPIN_US, _YIELD_US
 
 
-def _exchange_facts(store: Store, rank: int, world_size: int) -> list[RankFacts]:
-    mine = RankFacts(
-        pid=os.getpid(), native=shared_memory_available(), cores=tuple(sorted(os.sched_getaffinity(0)))
-    )
-    store.set(f"facts/{rank}", json.dumps(asdict(mine)))
-    told = [json.loads(store.get(f"facts/{r}")) for r in range(world_size)]
-    return [RankFacts(fact["pid"], fact["native"], tuple(fact["cores"])) for fact in told]
-
-
 def _try_medium(
-    store: Store, medium: str, rank: int, layout: SegmentLayout, facts: list[RankFacts], name: str
-) -> tuple[SharedSegment | None, list[str]]:
-    """→ (segment, []) on all ranks, or (None, the ranks' problems) on all ranks."""
+    store: CoordinatorStore, medium: str, rank: int, layout: SegmentLayout, name: str
+) -> tuple[SharedSegment | None, list[Ack]]:
+    """→ this rank's segment on all ranks or None on all ranks, and what all ranks said."""
     where = f"segment/{medium}"
     with contextlib.ExitStack() as held:  # the file stays open, or named, until all have mapped it
         segment, problem = None, ""
         try:
             if rank == 0:
-                fd, path = _create(medium, name, layout.total_bytes(), held)
-                segment = SharedSegment(fd, rank, layout)
-                store.set(where, json.dumps({"path": path, "inode": os.fstat(fd).st_ino}))
+                segment = _create(store, where, medium, layout, name, held)
             else:
-                told = json.loads(store.get(where))
-                if told["path"]:
-                    segment = _open(told["path"], told["inode"], rank, layout)
+                segment = _open(store, where, rank, layout)
+        except (OSError, _NoLibraryError) as error:
+            problem = str(error)
+        try:
+            acks = _exchange(store, where, rank, layout.world_size, problem)
+        except BaseException:
             if segment is not None:
-                for peer, fact in enumerate(facts):
-                    if peer != rank:
-                        segment.watch(peer, fact.pid)
-        except OSError as error:
-            problem = f"rank {rank}: {error}"
-            if rank == 0:
-                store.set(where, json.dumps({"path": "", "inode": 0}))
-        store.set(f"{where}/{rank}", problem)
-        problems = [store.get(f"{where}/{r}").decode() for r in range(layout.world_size)]
-    problems = [problem for problem in problems if problem]
-    if problems and segment is not None:
+                segment.close()
+            raise
+    if segment is not None and why_not(acks):
         segment.close()
         segment = None
-    return segment, problems
+    return segment, acks
 
 
-def _create(medium: str, name: str, size: int, held: contextlib.ExitStack) -> tuple[int, str]:
-    """→ (descriptor, path for the others), both for as long as `held` is open."""
-    if medium == "memfd":
-        fd = os.memfd_create(name, os.MFD_CLOEXEC)
-        held.callback(os.close, fd)
-        path = f"/proc/{os.getpid()}/fd/{fd}"
-    else:
-        path = str(Path(medium) / name)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        held.callback(os.close, fd)
-        held.callback(os.unlink, path)
-    os.ftruncate(fd, size)
-    return fd, path
+def _exchange(store: CoordinatorStore, where: str, rank: int, world_size: int, problem: str) -> list[Ack]:
+    mine = Ack(os.getpid(), tuple(sorted(os.sched_getaffinity(0))), shared_memory_available(), problem)
+    store.set(f"{where}/{rank}", json.dumps(asdict(mine)))
+    told = [json.loads(text) for text in store.get_all([f"{where}/{r}" for r in range(world_size)])]
+    return [Ack(ack["pid"], tuple(ack["cores"]), ack["native"], ack["problem"]) for ack in told]
 
 
-def _open(path: str, inode: int, rank: int, layout: SegmentLayout) -> SharedSegment:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+def _create(
+    store: CoordinatorStore,
+    where: str,
+    medium: str,
+    layout: SegmentLayout,
+    name: str,
+    held: contextlib.ExitStack,
+) -> SharedSegment:
+    """On rank 0. The others hear of it in any case."""
+    told = {"path": "", "inode": 0}
     try:
-        if os.fstat(fd).st_ino != inode:
-            raise FileNotFoundError(f"{path} is another process's file: the ranks don't see each other")
+        if not shared_memory_available():
+            raise _NoLibraryError
+        if medium == "memfd":
+            fd = os.memfd_create(name, os.MFD_CLOEXEC)
+            held.callback(os.close, fd)
+            path = f"/proc/{os.getpid()}/fd/{fd}"
+        else:
+            path = str(Path(medium) / name)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            held.callback(os.close, fd)
+            held.callback(os.unlink, path)
+        os.ftruncate(fd, layout.total_bytes())
+        segment = SharedSegment(fd, 0, layout)
+        told = {"path": path, "inode": os.fstat(fd).st_ino}
+    finally:
+        store.set(where, json.dumps(told))
+    return segment
+
+
+def _open(store: CoordinatorStore, where: str, rank: int, layout: SegmentLayout) -> SharedSegment:
+    if not shared_memory_available():
+        raise _NoLibraryError
+    told = json.loads(store.get(where))
+    if not told["path"]:
+        raise FileNotFoundError("rank 0 could not make one")
+    fd = os.open(told["path"], os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_ino != told["inode"]:
+            raise FileNotFoundError(f"{told['path']} is another file here: the ranks don't see each other")
         return SharedSegment(fd, rank, layout)
     finally:
         os.close(fd)
+
+
+def _watch_others(segment: SharedSegment, rank: int, acks: Sequence[Ack]) -> None:
+    for peer, ack in enumerate(acks):
+        if peer != rank:
+            try:
+                segment.watch(peer, ack.pid)
+            except OSError as error:  # it died just now, or /proc hides it: a wait's timeout will tell
+                log.warning("peer_not_watched", rank=rank, peer=peer, reason=str(error))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from ryzanstein_shard_worker.communication.segment import RankFacts, waiting_times_us, why_not
+from ryzanstein_shard_worker.communication.segment import Ack, waiting_times_us, why_not
 from ryzanstein_shard_worker.communication.shared_memory import describe
 from ryzanstein_shard_worker.native.shared_memory import (
     Ruling,
@@ -23,22 +23,21 @@ needs_native_library = pytest.mark.skipif(
 )
 
 
-def fact(*cores: int, native: bool = True) -> RankFacts:
-    return RankFacts(pid=1, native=native, cores=cores)
+def ack(*cores: int, problem: str = "") -> Ack:
+    return Ack(pid=1, cores=cores, native=not problem, problem=problem)
 
 
 def test_ranks_wait_busily_only_when_each_has_a_core() -> None:
-    busy = waiting_times_us([fact(0), fact(1)])
-    assert waiting_times_us([fact(0, 1), fact(0, 1)]) == busy
-    crowded = waiting_times_us([fact(0, 1), fact(0, 1), fact(0, 1)])
-    assert waiting_times_us([fact(1), fact(1)]) == crowded
+    busy = waiting_times_us([ack(0), ack(1)])
+    assert waiting_times_us([ack(0, 1), ack(0, 1)]) == busy
+    crowded = waiting_times_us([ack(0, 1), ack(0, 1), ack(0, 1)])
+    assert waiting_times_us([ack(1), ack(1)]) == crowded
     assert sum(crowded) < sum(busy) / 10
 
 
-def test_a_rank_without_the_library_is_named() -> None:
-    assert why_not([fact(0), fact(1)]) == ""
-    assert why_not([fact(0), fact(1, native=False)]) == "rank 1 has no native library"
-    assert why_not([fact(0)] * 65) == "65 ranks, and a shared segment holds 64"
+def test_a_rank_that_could_not_map_the_segment_is_named() -> None:
+    assert why_not([ack(0), ack(1)]) == ""
+    assert why_not([ack(0), ack(1, problem="no native library")]) == "rank 1: no native library"
 
 
 @pytest.mark.parametrize(
