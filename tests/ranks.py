@@ -81,7 +81,7 @@ class ThreadHandler(BackendHandler):
     def _barrier(self) -> None:
         self._meet()
 
-    def _abort(self) -> None:
+    def _abort(self, reason: str) -> None:
         self._group.barrier.abort()
 
     def _close(self) -> None:

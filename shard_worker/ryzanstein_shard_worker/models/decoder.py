@@ -74,9 +74,10 @@ class Decoder(TensorParallelLayer):
         self.embedding = ParallelEmbedding(
             config.vocab_size, config.hidden_size, handler=handler, dtype=dtype, device=device
         )
-        self.layers = nn.ModuleList(
+        self._blocks = [
             _block(config, layer, option, handler, dtype, device) for layer, option in enumerate(options)
-        )
+        ]
+        self.layers = nn.ModuleList(self._blocks)
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype, device=device)
         self.head = VocabularyParallelHead(
             self.embedding, tied=config.tie_word_embeddings, dtype=dtype, device=device
@@ -95,9 +96,10 @@ class Decoder(TensorParallelLayer):
         """
         hidden: Tensor = self.embedding(token_ids)
         rotation = self.rotary(positions)
-        for layer in self.layers:
-            hidden = layer(hidden, rotation, attend)
-        return hidden
+        delta: Tensor | None = None
+        for layer in self._blocks:
+            hidden, delta = layer.advance(hidden, delta, rotation, attend)
+        return hidden if delta is None else hidden + delta
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, hidden_size] → [R, vocab_size] float32, the same on every rank; no exchange if R is 0."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..communication import CommunicationHandler
+from ..native.elementwise import native_elementwise
 from .feature_slice import head_slice
 from .layer import TensorParallelLayer
 from .linear import ColumnParallelLinear, RowParallelLinear
@@ -77,6 +78,8 @@ class ParallelAttention(TensorParallelLayer):
         if qk_norm_eps is not None:
             norm = partial(RMSNorm, head_dim, eps=qk_norm_eps, dtype=dtype, device=device, split_over=handler)
             self.q_norm, self.k_norm = norm(), norm()
+        self._norm_eps = qk_norm_eps or 0.0
+        self._native = native_elementwise(dtype, device)
         self.output = RowParallelLinear(
             queries.size, hidden_size, bias=output_bias, handler=handler, dtype=dtype, device=device
         )
@@ -84,16 +87,23 @@ class ParallelAttention(TensorParallelLayer):
     def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """x [T, hidden] → [T, hidden], whole on every rank."""
         queries, keys = self.num_heads, self.num_kv_heads
-        qkv = self.qkv(x).view(len(x), -1, self.head_dim)  # [T, heads + 2 kv_heads, d]
-        qk, v = qkv.split_with_sizes((queries + keys, keys), dim=1)
-        if self.q_norm is not None:
-            qk = self._normalised(qk)
-        q, k = rotate(qk, rotation).split_with_sizes((queries, keys), dim=1)
+        heads = self.qkv(x).view(len(x), -1, self.head_dim)  # [T, heads + 2 kv_heads, d]
+        if self._native is not None and not torch.is_grad_enabled():
+            self._native.rotate_heads(heads, (queries, keys), *rotation, self._norm_weights(), self._norm_eps)
+            q, k, v = heads.split_with_sizes((queries, keys, keys), dim=1)
+        else:
+            qk, v = heads.split_with_sizes((queries + keys, keys), dim=1)
+            q, k = rotate(self._normalised(qk), rotation).split_with_sizes((queries, keys), dim=1)
         y: Tensor = self.output(attend(self.layer, q, k, v).reshape(len(x), -1))
         return y
 
+    def _norm_weights(self) -> tuple[Tensor, Tensor] | None:
+        if self.q_norm is None or self.k_norm is None:
+            return None
+        return self.q_norm.weight, self.k_norm.weight
+
     def _normalised(self, qk: Tensor) -> Tensor:
-        assert self.q_norm is not None
-        assert self.k_norm is not None
+        if self.q_norm is None or self.k_norm is None:
+            return qk
         q, k = qk.split_with_sizes((self.num_heads, self.num_kv_heads), dim=1)
         return torch.cat([self.q_norm(q), self.k_norm(k)], dim=1)

@@ -43,6 +43,16 @@ class TensorParallelTransformerBlock(TensorParallelLayer):
 
     def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """x [T, hidden] → [T, hidden], whole on every rank."""
-        x = x + self.attention(self.input_norm(x), rotation, attend)
-        y: Tensor = x + self.mlp(self.post_attention_norm(x))
-        return y
+        x, delta = self.advance(x, None, rotation, attend)
+        return x + delta
+
+    def advance(
+        self, x: Tensor, delta: Tensor | None, rotation: Rotation, attend: Attend
+    ) -> tuple[Tensor, Tensor]:
+        """As forward, for blocks in a row: takes and gives x as two summands.
+
+        So that an addition happens together with the norm that follows it, in the next block.
+        """
+        x, normed = self.input_norm.after_adding(x, delta)
+        x, normed = self.post_attention_norm.after_adding(x, self.attention(normed, rotation, attend))
+        return x, self.mlp(normed)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..communication import CommunicationHandler
+from ..native.elementwise import native_elementwise
 from .feature_slice import even_slice
 from .layer import TensorParallelLayer
 from .linear import ColumnParallelLinear, RowParallelLinear
@@ -51,10 +52,16 @@ class ParallelMLP(TensorParallelLayer):
         self.down = RowParallelLinear(
             intermediate_size, hidden_size, bias=bias, handler=handler, dtype=dtype, device=device
         )
+        self._native = native_elementwise(dtype, device)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [.., hidden] → the same shape, whole on every rank."""
-        y: Tensor = self.down(swiglu(self.gate_up(x)))
+        gate_up = self.gate_up(x)
+        if self._native is not None and x.dim() == 2 and not torch.is_grad_enabled():
+            inner = self._native.swiglu(gate_up)
+        else:
+            inner = swiglu(gate_up)
+        y: Tensor = self.down(inner)
         return y
 
 

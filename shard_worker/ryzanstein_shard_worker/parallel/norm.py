@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..communication import CommunicationHandler
+from ..native.elementwise import native_elementwise
 from .autograd import copy_to_ranks
 from .layer import empty_parameter
 
@@ -38,10 +39,22 @@ class RMSNorm(nn.Module):
         self.size = (size,)
         self.weight = empty_parameter(size, dtype=dtype, device=device)
         self._split_over = split_over
+        self._native = native_elementwise(dtype, device)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [.., size] → the same shape."""
+        if self._native is not None and x.dim() == 2 and not torch.is_grad_enabled():
+            return self._native.rms_norm(x.contiguous(), self.weight, self.eps)
         weight: Tensor = self.weight
         if self._split_over is not None:
             weight = copy_to_ranks(weight, self._split_over)
         return functional.rms_norm(x, self.size, weight, self.eps)
+
+    def after_adding(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x and delta [T, size] → (x + delta, its norm); a delta of None is nothing to add."""
+        if delta is None:
+            return x, self(x)
+        if self._native is not None and not torch.is_grad_enabled():
+            return self._native.add_rms_norm(x, delta, self.weight, self.eps)
+        x = x + delta
+        return x, self(x)

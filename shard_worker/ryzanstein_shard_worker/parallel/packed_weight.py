@@ -24,6 +24,7 @@ class PackedWeight:
         self._counts = row_counts(
             self.in_features, self.out_features, weight.dtype, reproducible=reproducible
         )
+        self._pieces: dict[int, list[tuple[int, int]]] = {}  # by number of rows: found once each
         with torch.no_grad():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), self._counts.packed_for)
         self.nbytes = weight.nbytes
@@ -38,7 +39,9 @@ class PackedWeight:
         counts = self._counts
         if not counts.allowed and rows >= counts.minimum:  # nearly always
             return self._linear(x, bias)
-        pieces = counts.pieces(rows)
+        pieces = self._pieces.get(rows)
+        if pieces is None:
+            pieces = self._pieces[rows] = counts.pieces(rows)
         if len(pieces) == 1:
             return self._padded(x, pieces[0][1], bias)
         out = x.new_empty(rows, self.out_features)
