@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 
 # Spaced so that padding to the next one costs little next to reading the weight.
-_COUNTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_COUNTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+# A count that takes more operations than this, about 0.1 s, is not tried: that long a start is not worth it.
+_MOST_OPERATIONS = 6e10
 
 # Reading the weight once takes about as long as computing so many rows (AMX, one core: 32 rows in the time of 1).
 _ROWS_PER_READ = 40
@@ -76,19 +79,21 @@ def _uses_tiles(dtype: torch.dtype) -> bool:
 
 @cache
 def _try_out(in_features: int, out_features: int, dtype: torch.dtype, threads: int) -> RowCounts:
-    """Takes as long as 900 to 1,800 rows through the layer, and the memory of two such weights meanwhile."""
+    """Takes as long as 1,800 to 3,600 rows through the layer, and the memory of two such weights meanwhile."""
+    operations = 2 * in_features * out_features
+    counts = tuple(count for count in _COUNTS if count <= 32 or count * operations <= _MOST_OPERATIONS)
     candidates = []
     with torch.inference_mode():
         weight, row = _cancelling_operands(in_features, out_features, dtype)
-        x = row.repeat(_COUNTS[-1], 1)
+        x = row.repeat(counts[-1], 1)
         for packed_for in (PACKED_FOR_ONE, PACKED_FOR_MANY):
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, packed_for)
             results = [
                 torch.ops.mkldnn._linear_pointwise(x[:count], packed, None, "none", [], "")
-                for count in _COUNTS
+                for count in counts
             ]
             candidates += [RowCounts(packed_for, allowed=found) for found in agreeing(results)]
-            if candidates[0].allowed == _COUNTS:
+            if candidates[0].allowed == counts:
                 break
     return min(candidates, key=_cost)
 
@@ -119,7 +124,7 @@ def _cost(counts: RowCounts) -> float:
     """Time per row, in rows, summed over batches from one decoding sequence to a long prompt."""
     return sum(
         sum(_ROWS_PER_READ + computed for _, computed in counts.pieces(rows)) / (_ROWS_PER_READ + rows)
-        for rows in (*_COUNTS, 512)
+        for rows in _COUNTS
     )
 
 
