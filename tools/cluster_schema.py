@@ -15,7 +15,16 @@ from ryzanstein.v1 import operations_pb2
 PATH = Path(__file__).parents[1] / "docs" / "cluster.schema.json"
 
 #: Type of a scalar field → JSON type, by the descriptor's C++ type number.
-_TYPES = {1: "integer", 2: "integer", 3: "integer", 4: "integer", 5: "number", 6: "number", 7: "boolean", 9: "string"}
+_TYPES = {
+    1: "integer",
+    2: "integer",
+    3: "integer",
+    4: "integer",
+    5: "number",
+    6: "number",
+    7: "boolean",
+    9: "string",
+}
 
 
 def schema() -> dict[str, Any]:

@@ -147,6 +147,9 @@ class Engine:
         future: Future[T] = Future()
 
         def execute() -> None:
+            # From here on the caller's going away (its RPC was cancelled) can't cancel the future under our hands.
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(run())
             except Exception as error:  # noqa: BLE001 - handed to whoever asked
@@ -207,6 +210,8 @@ class Engine:
     def _serve(self, request: shard_worker_pb2.JoinGroupRequest, joined: Future[Group]) -> None:
         """The life of this rank in one epoch."""
         try:
+            if not joined.set_running_or_notify_cancel():
+                return
             try:
                 self._enter(request)
             except Exception as error:  # noqa: BLE001 - handed to whoever asked

@@ -79,7 +79,7 @@ class Membership:
                         status=error.code().name.lower(),
                     )
             attempt += 1
-            await asyncio.sleep(min(0.05 * 2 ** min(attempt, 5), 1.0))
+            await asyncio.sleep(min(0.05 * 2 ** min(attempt, 3), 0.25))
 
     async def _beat(self, stub: cluster_pb2_grpc.ClusterServiceAsyncStub, interval_s: float) -> None:
         """One heartbeat stream, until either side ends it."""

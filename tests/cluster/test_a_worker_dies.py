@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from ryzanstein_client import Client
+from ryzanstein_client.types import RequestOptions
 
 from .harness import BUNDLED_MODEL, Cluster
 
@@ -20,7 +20,7 @@ from .harness import BUNDLED_MODEL, Cluster
 def test_a_killed_rank_is_replaced_and_no_token_is_lost_or_repeated(
     rank: int, spares: int, tmp_path: Path
 ) -> None:
-    request = {"max_tokens": 400, "ignore_eos": True, "seed": 11, "temperature": 1.0}
+    request: RequestOptions = {"max_tokens": 400, "ignore_eos": True, "seed": 11, "temperature": 1.0}
     with (
         Cluster(tmp_path, BUNDLED_MODEL, "--dtype", "float32", "--spares", str(spares)) as cluster,
         Client(cluster.ready().grpc) as client,
@@ -50,7 +50,8 @@ def test_a_killed_rank_is_replaced_and_no_token_is_lost_or_repeated(
         assert cluster.get("/readyz")[0] == 200
         # The place that became free is filled again.
         cluster.wait_for(
-            lambda s: sum(w["state"] in ("active", "standby") for w in s["workers"]) == 2 + spares, "all are back"
+            lambda s: sum(w["state"] in ("active", "standby") for w in s["workers"]) == 2 + spares,
+            "all are back",
         )
 
 
@@ -71,7 +72,7 @@ def test_health_says_no_while_a_rank_is_gone_and_yes_again(tmp_path: Path) -> No
 
 
 def test_a_killed_coordinator_comes_back_on_its_ports_and_streams_go_on(tmp_path: Path) -> None:
-    request = {"max_tokens": 400, "ignore_eos": True, "seed": 11, "temperature": 1.0}
+    request: RequestOptions = {"max_tokens": 400, "ignore_eos": True, "seed": 11, "temperature": 1.0}
     with (
         Cluster(tmp_path, BUNDLED_MODEL, "--dtype", "float32") as cluster,
         Client(cluster.ready().grpc) as client,

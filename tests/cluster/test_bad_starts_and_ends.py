@@ -108,7 +108,12 @@ def test_too_little_memory_is_refused_with_what_would_fit(
 
 
 #: What the log says when a phase has begun.
-LOGGED = {"starting": "child_started", "waiting": "listening", "registering": "joining", "loading": "loading 2 shards"}
+LOGGED = {
+    "starting": "child_started",
+    "waiting": "listening",
+    "registering": "joining",
+    "loading": "loading 2 shards",
+}
 
 
 @pytest.mark.parametrize("moment", [*LOGGED, "serving", "streaming"])

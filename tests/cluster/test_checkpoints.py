@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from ryzanstein_client import Client
+from ryzanstein_client.types import RequestOptions
 
 from ..checkpoints import make_checkpoint
 from .harness import Cluster, Program, environment
@@ -38,7 +38,7 @@ MODELS: list[tuple[str, int, dict[str, Any]]] = [
 def greedy_by_transformers(directory: Path, count: int) -> list[int]:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     with torch.inference_mode():
         out = model.generate(
             torch.tensor([PROMPT]), do_sample=False, min_new_tokens=count, max_new_tokens=count, eos_token_id=None,
@@ -63,7 +63,9 @@ def test_64_greedy_tokens_are_those_of_transformers(
     assert list(completion.token_ids) == expected
 
 
-def test_a_checkpoint_split_for_four_ranks_serves_two_with_the_same_tokens(random_model: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_split_for_four_ranks_serves_two_with_the_same_tokens(
+    random_model: Path, tmp_path: Path
+) -> None:
     split = tmp_path / "split"
     subprocess.run(
         [sys.executable, "-m", "ryzanstein_shard_worker", "shard", str(random_model), str(split),
@@ -76,7 +78,9 @@ def test_a_checkpoint_split_for_four_ranks_serves_two_with_the_same_tokens(rando
             Cluster(tmp_path / f"state-{directory.name}", directory, "--dtype", "float32") as cluster,
             Client(cluster.ready().grpc) as client,
         ):
-            answers.append(client.generate(PROMPT, max_tokens=40, temperature=1.0, seed=3, ignore_eos=True).token_ids)
+            answers.append(
+                client.generate(PROMPT, max_tokens=40, temperature=1.0, seed=3, ignore_eos=True).token_ids
+            )
     assert answers[0] == answers[1]
 
 
@@ -86,8 +90,10 @@ def can_hide_directories() -> bool:
 
 
 @pytest.mark.skipif(not can_hide_directories(), reason="needs the right to make a mount namespace")
-def test_a_worker_without_the_checkpoint_gets_its_shard_from_a_peer(random_model: Path, tmp_path: Path) -> None:
-    request = {"max_tokens": 40, "temperature": 1.0, "seed": 3, "ignore_eos": True}
+def test_a_worker_without_the_checkpoint_gets_its_shard_from_a_peer(
+    random_model: Path, tmp_path: Path
+) -> None:
+    request: RequestOptions = {"max_tokens": 40, "temperature": 1.0, "seed": 3, "ignore_eos": True}
     with (
         Cluster(tmp_path / "state", random_model, "--dtype", "float32") as cluster,
         Client(cluster.ready().grpc) as client,
@@ -105,7 +111,9 @@ def test_a_worker_without_the_checkpoint_gets_its_shard_from_a_peer(random_model
             "--cpu-threads", "1", "--worker-id",
         ]  # fmt: skip
         python = shlex.quote(sys.executable)
-        hidden = f"mount -t tmpfs none {shlex.quote(str(random_model))} && exec {python} {shlex.join(worker)} far"
+        hidden = (
+            f"mount -t tmpfs none {shlex.quote(str(random_model))} && exec {python} {shlex.join(worker)} far"
+        )
         with (
             Program(*worker[2:], "near", module="ryzanstein_shard_worker") as near,
             Program(command=["unshare", "--mount", "sh", "-c", hidden]) as far,

@@ -8,20 +8,18 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from ryzanstein_client import Client, DeadlineExceeded
+from ryzanstein_client.types import Message, RequestOptions
 
 from tools.bundled_model.data import check, sample_questions
 
 from .harness import BUNDLED_MODEL, Cluster
 
-Messages = list[dict[str, str]]
 
-
-def ask(question: str) -> Messages:
+def ask(question: str) -> list[Message]:
     return [{"role": "user", "content": question}]
 
 
@@ -72,14 +70,14 @@ def test_a_stop_text_ends_the_stream_before_itself(client: Client) -> None:
     assert stopped.finish_reason == "stop"
 
 
-REQUESTS: list[dict[str, Any]] = [
+REQUESTS: list[RequestOptions] = [
     {"max_tokens": 20 + 7 * (i % 9), "temperature": [0.0, 0.8, 1.3][i % 3], "seed": i, "top_p": [1.0, 0.9][i % 2],
      "top_k": [0, 0, 0, 20][i % 4], "frequency_penalty": [0.0, 0.4][(i // 2) % 2], "ignore_eos": i % 5 == 0}
     for i in range(32)
 ]  # fmt: skip
 
 
-def crowd(client: Client) -> Iterator[tuple[str, dict[str, Any]]]:
+def crowd(client: Client) -> Iterator[tuple[str, RequestOptions]]:
     draw = random.Random(3)
     for i, request in enumerate(REQUESTS):
         yield "Q: " + "".join(draw.choice("abcdefgh 123\n") for _ in range(3 + 23 * (i % 11))), request
@@ -91,7 +89,7 @@ def test_32_streams_at_once_are_what_each_gives_alone(client: Client, two_ranks:
     alone = [list(client.generate(prompt, **request).token_ids) for prompt, request in requests]
     start = threading.Barrier(len(requests) + 8)
 
-    def together(prompt: str, request: dict[str, Any]) -> list[int]:
+    def together(prompt: str, request: RequestOptions) -> list[int]:
         start.wait()
         return list(client.generate(prompt, **request).token_ids)
 
@@ -121,9 +119,11 @@ def test_32_streams_at_once_are_what_each_gives_alone(client: Client, two_ranks:
 
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_the_same_tokens_at_every_rank_count(ranks: int, client: Client, tmp_path: Path) -> None:
-    requests = list(crowd(client))[::4] + [
-        ("Q: What is 347 + 285?\nA:", {"max_tokens": 60, "temperature": 0.0})
-    ]
+    question: tuple[str, RequestOptions] = (
+        "Q: What is 347 + 285?\nA:",
+        {"max_tokens": 60, "temperature": 0.0},
+    )
+    requests = [*list(crowd(client))[::4], question]
     with (
         Cluster(tmp_path, BUNDLED_MODEL, "--dtype", "float32", tensor_parallel_size=ranks) as other,
         Cluster(tmp_path / "two", BUNDLED_MODEL, "--dtype", "float32") as two,
