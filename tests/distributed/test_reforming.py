@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from ryzanstein_shard_worker.communication import CommunicationError, segment
+from ryzanstein_shard_worker.communication.sockets import socket_inodes
 from ryzanstein_shard_worker.communication.tcp_step_channel import TcpStepChannel
 
 from .ranks import CPU_BACKENDS, GLOO, SHARED_MEMORY, Backend, Rank, Ranks, needs_native_library
@@ -209,3 +211,19 @@ def test_joining_again_leaves_the_old_group(ranks: Ranks) -> None:
     assert ranks.call(sum_of_ones) == [3.0] * 3
     ranks.form(GLOO, members=[2, 0])
     assert ranks.call(sum_of_ones, on=[0, 2]) == [2.0] * 2
+
+
+def listening_addresses(rank: Rank) -> set[str]:
+    addresses = set()
+    for fd in socket_inodes().values():
+        with socket.socket(fileno=os.dup(fd)) as copy:
+            if copy.family in (socket.AF_INET, socket.AF_INET6) and copy.getsockopt(
+                socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+            ):
+                addresses.add(copy.getsockname()[0])
+    return addresses
+
+
+def test_a_group_listens_on_its_own_address_only(ranks: Ranks) -> None:
+    ranks.form(GLOO, host_ids=["a", "b", "c"])
+    assert ranks.call(listening_addresses) == [{"127.0.0.1"}] * 3

@@ -17,25 +17,25 @@ class UnboundHandler(BackendHandler):
         self._broken = ("this rank is in no group", None)
 
     def _all_reduce(self, tensor: Tensor) -> None:
-        self._fail("this rank is in no group")
+        raise AssertionError("refused before it is reached")
 
     def _all_gather(self, out: Tensor, tensor: Tensor) -> None:
-        self._fail("this rank is in no group")
+        raise AssertionError("refused before it is reached")
 
     def _reduce_scatter(self, out: Tensor, tensor: Tensor) -> None:
-        self._fail("this rank is in no group")
+        raise AssertionError("refused before it is reached")
 
     def _broadcast(self, tensor: Tensor, source: int) -> None:
-        self._fail("this rank is in no group")
+        raise AssertionError("refused before it is reached")
 
     def _send(self, tensor: Tensor, to: int) -> None:
-        self._fail("this rank is in no group")
+        raise AssertionError("refused before it is reached")
 
     def _receive(self, tensor: Tensor, source: int) -> None:
-        self._fail("this rank is in no group")
+        raise AssertionError("refused before it is reached")
 
     def _barrier(self) -> None:
-        self._fail("this rank is in no group")
+        raise AssertionError("refused before it is reached")
 
     def _abort(self, reason: str) -> None:
         pass
