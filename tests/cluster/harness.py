@@ -29,10 +29,10 @@ READY = re.compile(
 _FOREIGN = ("RYZANSTEIN_", "GRPC_", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 
 
-def environment(**extra: str) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The test's environment without settings that a developer's shell may hold."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
-    return {**kept, "PYTHONUNBUFFERED": "1", **extra}
+    return {**kept, "PYTHONUNBUFFERED": "1"}
 
 
 class Program:
@@ -43,7 +43,6 @@ class Program:
         *arguments: str,
         module: str = "ryzanstein_coordinator",
         command: list[str] | None = None,
-        **extra: str,
     ) -> None:
         self.command = command or [sys.executable, "-m", module, *arguments]
         self.process = subprocess.Popen(
@@ -52,7 +51,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment(**extra),
+            env=environment(),
             start_new_session=True,
         )
         self.stderr_lines: list[str] = []
@@ -150,7 +149,6 @@ class Cluster(Program):
         model: Path = BUNDLED_MODEL,
         *flags: str,
         tensor_parallel_size: int = 2,
-        **extra: str,
     ) -> None:
         super().__init__(
             "serve",
@@ -166,7 +164,6 @@ class Cluster(Program):
             "--device",
             "cpu",
             *flags,
-            **extra,
         )
         self.grpc = self.http = ""
 
