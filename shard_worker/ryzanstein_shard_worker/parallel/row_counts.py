@@ -79,19 +79,18 @@ def _uses_tiles(dtype: torch.dtype) -> bool:
 
 @cache
 def _try_out(in_features: int, out_features: int, dtype: torch.dtype, threads: int) -> RowCounts:
-    """Takes as long as 1,800 to 3,600 rows through the layer, and the memory of two such weights meanwhile."""
+    """Takes as long as 1,800 to 3,600 rows through the layer, and the memory of two such weights at first."""
     operations = 2 * in_features * out_features
     counts = tuple(count for count in _COUNTS if count <= 32 or count * operations <= _MOST_OPERATIONS)
     candidates = []
     with torch.inference_mode():
-        weight, row = _cancelling_operands(in_features, out_features, dtype)
-        x = row.repeat(counts[-1], 1)
         for packed_for in (PACKED_FOR_ONE, PACKED_FOR_MANY):
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight, packed_for)
-            results = [
+            row, packed = _cancelling_operands(in_features, out_features, dtype, packed_for)
+            x = row.repeat(counts[-1], 1)
+            results = (
                 torch.ops.mkldnn._linear_pointwise(x[:count], packed, None, "none", [], "")
                 for count in counts
-            ]
+            )
             candidates += [RowCounts(packed_for, allowed=found) for found in agreeing(results)]
             if candidates[0].allowed == counts:
                 break
@@ -116,7 +115,7 @@ def agreeing(results: Iterable[Tensor]) -> list[tuple[int, ...]]:
                 members.append(len(result))
                 break
         else:
-            classes.append((result[0], [len(result)]))
+            classes.append((result[0].clone(), [len(result)]))  # not the whole result: it is large
     return [tuple(members) for _, members in classes]
 
 
@@ -128,8 +127,10 @@ def _cost(counts: RowCounts) -> float:
     )
 
 
-def _cancelling_operands(in_features: int, out_features: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """weight [N, K] and x [1, K] whose products cancel exactly: what is left of a sum is its rounding error.
+def _cancelling_operands(
+    in_features: int, out_features: int, dtype: torch.dtype, packed_for: int
+) -> tuple[Tensor, Tensor]:
+    """x [1, K] and a packed weight [N, K] whose products cancel: what is left of a sum is its rounding error.
 
     So two orders of summation differ in nearly every element, where ordinary numbers, rounded to 16 bits,
     would differ in one of ten thousand.
@@ -139,6 +140,7 @@ def _cancelling_operands(in_features: int, out_features: int, dtype: torch.dtype
     # 64 different rows tell as much as all, and random numbers take longer than the product.
     block = torch.randn(64, half, generator=generator).to(dtype)
     block = torch.cat([block, block, block.new_zeros(64, in_features - 2 * half)], dim=1)
-    weight = block.repeat(-(-out_features // 64), 1)[:out_features].contiguous()
+    weight = block.repeat(-(-out_features // 64), 1)[:out_features]
     x = torch.randn(1, half, generator=generator).to(dtype)
-    return weight, torch.cat([x, -x, x.new_zeros(1, in_features - 2 * half)], dim=1)
+    row = torch.cat([x, -x, x.new_zeros(1, in_features - 2 * half)], dim=1)
+    return row, torch.ops.mkldnn._reorder_linear_weight(weight, packed_for)
