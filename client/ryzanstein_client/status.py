@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import grpc
@@ -33,6 +34,9 @@ _SIMPLE: dict[grpc.StatusCode, type[RyzansteinError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.CANCELLED: Cancelled,
 }
+
+#: How gRPC says that there is no connection: the cause stands at the end of three layers of wrapping.
+_NO_CONNECTION = re.compile(r"^failed to connect to all addresses.*: ([^:]+?)(?: \(\d+\))?$")
 
 #: Seconds to wait when a server with a full queue gives no advice.
 _DEFAULT_RETRY_AFTER_S = 1.0
@@ -71,6 +75,9 @@ class CallFailed(Exception):  # noqa: N818 - an event to decide on, more than an
         return False
 
     def __str__(self) -> str:
+        refused = _NO_CONNECTION.search(self.message)
+        if refused:
+            return refused[1].lower()
         return f"{self.code.name}: {self.message}" if self.message else self.code.name
 
 

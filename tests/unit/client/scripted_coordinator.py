@@ -213,6 +213,7 @@ class ScriptedCoordinator(
             if sent != self.snapshot.revision:
                 sent = self.snapshot.revision
                 yield operations_pb2.WatchClusterResponse(epoch=3, cluster=self.snapshot)
+                continue  # it may have changed while it was sent
             self._changed.clear()
             await self._changed.wait()
 

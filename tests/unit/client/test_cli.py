@@ -173,7 +173,7 @@ def test_a_coordinator_that_is_not_there_is_exit_code_69(
         (("generate", "x", "--coordinator", "nowhere"), "'nowhere'; it must be HOST:PORT"),
         (("generate", "x", "--tls-ca", "/no/such/file"), "/no/such/file"),
         (("status", "--colour"), "--colour"),
-        (("statsu",), "'status'"),
+        (("statsu",), "'statsu'"),
         (("generate", "x", "--config", "/no/such/file"), "/no/such/file"),
     ],
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import grpc
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ryzanstein.v1 import inference_pb2 as pb
 from ryzanstein.v1 import sampling_pb2
@@ -95,7 +95,7 @@ class Coordinator:
         yield finished()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine
 @given(
     token_ids=st.lists(st.integers(97, 122), max_size=12),
     tail=st.sampled_from(["", "!", "?!.", "aab"]),
