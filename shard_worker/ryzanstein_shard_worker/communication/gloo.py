@@ -33,6 +33,7 @@ class GlooHandler(BackendHandler):
         self._collectives = 0
         # What unfinished operations of a broken group still point to.
         self._pending: list[object] = []
+        self._first_lost: int | None = None
         group.watch(self._lost)
 
     def _all_reduce(self, tensor: Tensor) -> None:
@@ -130,14 +131,15 @@ class GlooHandler(BackendHandler):
             self._explain(error, peer, deadline)
 
     def _explain(self, error: RuntimeError, peer: int, deadline: float) -> None:
-        if time.monotonic() >= deadline:
+        if self._first_lost is not None:
+            peer = self._first_lost  # others may have left because of it
+        elif time.monotonic() >= deadline:
             self._fail(f"no answer from rank {peer} within {self.timeout_s:g} s", peer)
         self._fail(f"rank {peer} closed the connection ({_gist(error)})", peer)
 
     def _lost(self, peer: int) -> None:
-        """Called on the watching thread."""
-        if self._broken is None:
-            self._broken = (f"rank {peer} closed the connection", peer)
+        """Called on the watching thread. An operation that does not need the rank any more may still end well."""
+        self._first_lost = peer
 
 
 def _copy_back(tensor: Tensor, host: Tensor) -> None:

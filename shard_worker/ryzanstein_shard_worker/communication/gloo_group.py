@@ -25,7 +25,7 @@ from .sockets import Endpoints, connections_since, cut, socket_inodes, wait_for_
 #: Tags of messages: numbers below are free for operations.
 _ENDPOINTS_TAG = 1 << 30
 _ENDPOINTS_BYTES = 16 * 1024
-_GRACE_S = 0.02
+_GRACE_S = 0.25
 
 
 class GlooGroup:
@@ -58,8 +58,8 @@ class GlooGroup:
     def watch(self, on_lost: Callable[[int], None]) -> None:
         """From now on calls `on_lost(rank)`, once, on a thread of its own, when a rank closes its connection.
 
-        Then cuts all others too: gloo tells only those who wait for that very rank, the rest would sit out
-        their timeout.
+        A moment later cuts all others too: gloo tells only those who wait for that very rank, the rest would
+        sit out their timeout.
         """
         with self._lock:
             connections = dict(self._connections)
@@ -72,7 +72,7 @@ class GlooGroup:
         if self._is_cut or lost is None:  # by this rank itself
             return
         on_lost(lost)
-        # What the rank sent before it left may still be on its way into an operation that is about to end well.
+        # A rank that left in good order may have had all of an operation that others are still busy with.
         time.sleep(_GRACE_S)
         self.cut()
 
