@@ -46,7 +46,7 @@ def bytes_text(count: int) -> str:
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
 
@@ -84,7 +84,7 @@ def _headline(cluster: Mapping[str, Any]) -> Text:
     line.append(f"  epoch {cluster['epoch']}")
     if model.get("parameters"):
         line.append(f"  {model['parameters'] / 1e6:.1f} M parameters, {model['dtype']}")
-    line.append(f"  requests: {requests['running']} running, {requests['waiting']} waiting")
+    line.append(f"\nrequests: {requests['running']} running, {requests['waiting']} waiting")
     return line
 
 
@@ -109,6 +109,7 @@ def _workers(cluster: Mapping[str, Any]) -> Table:
     left_out = {
         "group": len(cluster["groups"]) < 2,
         "host": len({worker["host"] for worker in workers}) < 2,
+        "device": len({worker["device"] for worker in workers}) < 2,
         "phase": all(worker["state"] == "active" for worker in workers),
     }
     shown = [column for column in columns if not left_out.get(column[0], False)]

@@ -47,11 +47,12 @@ class DemoView:
 
     def ready(self, ready: Ready, seconds: float) -> None:
         """The cluster can serve."""
-        self._line(f"  ready in {seconds:.1f} s: model {ready.model}, gRPC {ready.grpc}, {ready.http}")
+        self._line(f"  {ready.model} is ready, after {seconds:.1f} s")
+        self._line(f"  gRPC {ready.grpc}, {ready.http}")
+        self._line("")
 
     def question(self, text: str) -> None:
         """Before an answer."""
-        self._line("")
         self._console.print(Text(f"  {text}", style="cyan"))
         self._write("  ")
 
@@ -69,13 +70,14 @@ class DemoView:
             style="dim",
         )
         if not asked.right:
-            mark.append(f"; right is: {right_answer}", style="red")
+            mark.append(f"\n  right is: {right_answer}", style="red")
         self._console.print(mark)
+        self._line("")
 
     def cluster(self, cluster: Mapping[str, Any]) -> None:
         """The table of `ryzanstein status`."""
-        self._line("")
         self._console.print(render_cluster(cluster))
+        self._line("")
 
     def summary(self, asked: Sequence[Asked], *, stop_s: float) -> None:
         """What was done."""

@@ -78,6 +78,7 @@ class ScriptedCoordinator(
         #: The generator makes no token beyond this number until it is raised.
         self.token_limit = 1_000_000
         self.port = 0
+        self.credentials: grpc.ServerCredentials | None = None
         self._changed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -105,7 +106,11 @@ class ScriptedCoordinator(
         )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self, self._server)
         operations_pb2_grpc.add_OperationsServiceServicer_to_server(self, self._server)
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        address = f"127.0.0.1:{self.port}"
+        if self.credentials is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            self.port = self._server.add_secure_port(address, self.credentials)
         await self._server.start()
 
     async def stop(self) -> None:

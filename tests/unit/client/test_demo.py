@@ -53,7 +53,8 @@ def test_it_starts_asks_checks_shows_and_stops(capsys: pytest.CaptureFixture[str
     show(cluster, [Question("What?", RIGHT), Question("Why?", RIGHT)], DemoView())
     out = capsys.readouterr().out
     assert "loading the weights, 50%" in out
-    assert f"model letters, gRPC 127.0.0.1:{cluster.grpc_port}" in out
+    assert "letters is ready, after " in out
+    assert f"gRPC 127.0.0.1:{cluster.grpc_port}" in out
     assert "  What?\n" in out
     assert out.count(f"  {RIGHT}\n  ✓ 200 tokens, first after") == 2
     assert "letters  serving  epoch 3" in out
@@ -69,7 +70,7 @@ def test_a_wrong_answer_is_shown_and_is_a_failure(capsys: pytest.CaptureFixture[
         show(cluster, [Question("What?", RIGHT), Question("Why?", "because")], DemoView())
     out = capsys.readouterr().out
     assert "✗ 200 tokens" in out
-    assert "right is: because" in out
+    assert "  right is: because\n" in out
     assert "1 of 2 answers right" in out
 
 
