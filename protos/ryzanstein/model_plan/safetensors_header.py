@@ -146,7 +146,7 @@ def _entry(path: Path, name: str, value: object, data_begin: int) -> HeaderEntry
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**64
 
 
 def _check_layout(path: Path, tensors: dict[str, HeaderEntry], data_begin: int, size_bytes: int) -> None:
