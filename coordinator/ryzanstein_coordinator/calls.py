@@ -176,6 +176,7 @@ class WorkerCalls:
             max_model_len=max_model_len,
             name=self._model.name,
             config_json=encode_model_config(self._model.config),
+            reproducible=self._config.reproducible,
         )
 
     def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:

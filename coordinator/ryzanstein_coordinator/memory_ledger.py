@@ -12,7 +12,8 @@ I, vocabulary V, head size d, and a rank's hq query and hkv key-value heads:
                   + R·⌈V/N⌉·b + 2·R·N·⌈V/N⌉·4
                                    the rank's logits, then all ranks' in float32, then those without padding
     communicator  nothing for one rank; on CPUs 2·T·H·4 + R·⌈V/N⌉·4 of buffers; on GPUs what NCCL takes
-    runtime       what the process held before it loaded anything: measured when it registered
+    runtime       what the process held before it loaded anything, measured when it registered, and the kernels that
+                  come with the first steps
     reserve       fragments and rounding of the allocator
     kv_cache      whole blocks of 16 tokens: 2·layers·hkv·d·b bytes per token
 """
@@ -37,6 +38,9 @@ GIB = 1024**3
 
 #: What a process with torch holds before it loads anything, where no worker has measured it yet.
 RUNTIME_BYTES = {"cpu": 256 * MIB, "cuda": 700 * MIB}
+#: What comes to it with the first step: kernels that oneDNN compiles for each shape, and its scratch memory. Measured
+#: on CPUs: 50 to 75 MiB. What is loaded onto a GPU with the kernels counts as its runtime.
+KERNEL_BYTES = {"cpu": 64 * MIB, "cuda": 0}
 #: Buffers of an NCCL communicator with the default number of channels.
 NCCL_BYTES = 256 * MIB
 #: A slow core, a slow GPU.
@@ -72,7 +76,8 @@ def rank_needs(
 
     Raises ModelError if the model can't be split over `size` ranks.
     """
-    weights = weight_bytes_per_rank(model, size, dtype)
+    # On CPUs a tied head is packed: a second copy beside the embedding.
+    weights = weight_bytes_per_rank(model, size, dtype, packed=kind == "cpu")
     workspace = _workspace_bytes(model, size, dtype, max_batched_tokens, max_num_seqs)
     return Needs(
         weights=weights,

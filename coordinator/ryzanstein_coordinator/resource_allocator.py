@@ -11,7 +11,7 @@ from functools import lru_cache
 from ryzanstein.model_plan import ModelConfig, ModelError, tensor_parallel_sizes
 
 from .config import BLOCK_SIZE, OrchestratorConfig
-from .memory_ledger import GIB, RUNTIME_BYTES, Needs, format_bytes, rank_needs, slowest_step_s
+from .memory_ledger import GIB, KERNEL_BYTES, RUNTIME_BYTES, Needs, format_bytes, rank_needs, slowest_step_s
 from .state import EngineBounds, WorkerRecord
 
 #: On a CPU more cache than this per rank is taken only when it is asked for: the host has other uses for
@@ -146,7 +146,9 @@ class ResourceAllocator:
         except ModelError as error:
             return MemoryPlan(ledgers=(), kv_bytes_per_token=0, bounds=None, refusal=str(error))
         budgets = [self._budget(share) for share in shares]
-        runtimes = [share.baseline_bytes or RUNTIME_BYTES[share.kind] for share in shares]
+        runtimes = [
+            (share.baseline_bytes or RUNTIME_BYTES[share.kind]) + KERNEL_BYTES[share.kind] for share in shares
+        ]
         room = min(budget - runtime - needs.fixed for budget, runtime in zip(budgets, runtimes, strict=True))
         wanted = self._wanted_cache_bytes(needs, shares[0].kind, room)
         num_blocks = max(0, wanted // needs.kv_block)

@@ -97,9 +97,11 @@ async def run(config: DistributedConfig) -> None:
         servicer.group_changed()
         membership.changed()
 
+    groups = ProcessGroupManager(config.coordinator, host=config.host)
+    groups.prepare()
     engine = Engine(
         config,
-        ProcessGroupManager(config.coordinator, host=config.host),
+        groups,
         publish=lambda response: _call(loop, servicer.publish, response),
         on_change=lambda: _call(loop, changed),
     )

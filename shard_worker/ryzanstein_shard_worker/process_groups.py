@@ -63,19 +63,16 @@ class ProcessGroupManager:
         *,
         host: str,
         credentials: grpc.ChannelCredentials | None = None,
-        reproducible: bool = False,
     ) -> None:
         """
         Args:
             coordinator: HOST:PORT of its gRPC server, where the ranks find each other.
             host: this worker's address towards the other ranks; nothing listens on another one.
             credentials: of the coordinator's server; None: not encrypted.
-            reproducible: sums over CUDA devices in the order of the ranks. On CPUs they always are.
         """
         self._coordinator = coordinator
         self._host = host
         self._credentials = credentials
-        self._reproducible = reproducible
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._first_call: grpc.Future[Any] | None = None  # cancelled if nobody holds it
@@ -115,7 +112,7 @@ class ProcessGroupManager:
             self._store = store
         try:
             former = GroupFormer(
-                request, device, store, self._listening_host(request), reproducible=self._reproducible
+                request, device, store, self._listening_host(request), reproducible=request.model.reproducible
             )
             backend, handler, channel = former.form()
         except CommunicationError as error:

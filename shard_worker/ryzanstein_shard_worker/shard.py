@@ -42,12 +42,18 @@ class ShardKey:
     max_model_len: int
     rank: int
     tensor_parallel_size: int
+    reproducible: bool
 
     @classmethod
     def of(cls, request: shard_worker_pb2.LoadShardRequest) -> ShardKey:
         model = request.model
         return cls(
-            model.fingerprint, model.dtype, model.max_model_len, request.rank, request.tensor_parallel_size
+            fingerprint=model.fingerprint,
+            dtype=model.dtype,
+            max_model_len=model.max_model_len,
+            rank=request.rank,
+            tensor_parallel_size=request.tensor_parallel_size,
+            reproducible=model.reproducible,
         )
 
 
@@ -82,7 +88,7 @@ class Shard:
         loader = DistributedCheckpointLoader(
             self.index, self.config, key.rank, key.tensor_parallel_size, DTYPES[key.dtype], device
         )
-        loader.load(self.model, progress, self.model.pack_module)
+        loader.load(self.model, progress, self._pack)
         self._complete(started_at, "files")
 
     def exchange(
@@ -100,7 +106,7 @@ class Shard:
         started_at = time.monotonic()
         initializer = DistributedParameterInitializer(handler, self.config, DTYPES[self.key.dtype], device)
         initializer.initialize(
-            None if self.loaded else self.model, source_rank_of, self.index, progress, self.model.pack_module
+            None if self.loaded else self.model, source_rank_of, self.index, progress, self._pack
         )
         if not self.loaded:
             self._complete(started_at, "peer")
@@ -117,6 +123,9 @@ class Shard:
             dtype=DTYPES[self.key.dtype],
             device=device,
         )
+
+    def _pack(self, module: str) -> None:
+        self.model.pack_module(module, reproducible=self.key.reproducible)
 
     def _complete(self, started_at: float, source: str) -> None:
         self.loaded = True

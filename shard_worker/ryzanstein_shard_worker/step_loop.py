@@ -104,6 +104,7 @@ def lead(loop: StepLoop, inbox: Inbox, publish: Publish, *, keep_alive_s: float)
             return
         batch, logits = loop.compute(plan)
         sampled = [] if logits is None else sample(logits, batch.sampling)
+        loop.handler.check()  # on CUDA a broken group ends operations early, with garbage: none of it is published
         now = time.monotonic()
         loop.handler.step_finished()
         loop.progress.finished(step, started_at, now)

@@ -55,6 +55,7 @@ class ModelSpec(_message.Message):
     MAX_MODEL_LEN_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     CONFIG_JSON_FIELD_NUMBER: _builtins.int
+    REPRODUCIBLE_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Directory of the checkpoint on the coordinator's host."""
     fingerprint: _builtins.str
@@ -67,6 +68,8 @@ class ModelSpec(_message.Message):
     """Served name."""
     config_json: _builtins.str
     """The configuration as ryzanstein.model_plan encodes it, for a worker without a copy of the checkpoint."""
+    reproducible: _builtins.bool
+    """A row's result must not depend on what else is in the batch, whatever that costs."""
     def __init__(
         self,
         *,
@@ -76,10 +79,11 @@ class ModelSpec(_message.Message):
         max_model_len: _builtins.int = ...,
         name: _builtins.str = ...,
         config_json: _builtins.str = ...,
+        reproducible: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_json", b"config_json", "dtype", b"dtype", "fingerprint", b"fingerprint", "max_model_len", b"max_model_len", "name", b"name", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_json", b"config_json", "dtype", b"dtype", "fingerprint", b"fingerprint", "max_model_len", b"max_model_len", "name", b"name", "path", b"path", "reproducible", b"reproducible"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
