@@ -20,8 +20,14 @@ _FOLDER = _ROOT / "coordinator" / "ryzanstein_coordinator" / "bundled_model"
 @pytest.mark.parametrize(
     ("question", "answer"),
     [
-        ("What is 347 + 285?", "Ones: 7 + 5 = 12. Tens: 4 + 8 + 1 = 13. Hundreds: 3 + 2 + 1 = 6. So 347 + 285 = 632."),
-        ("Add 999 and 1.", "Ones: 9 + 1 = 10. Tens: 9 + 0 + 1 = 10. Hundreds: 9 + 0 + 1 = 10. So 999 + 1 = 1000."),
+        (
+            "What is 347 + 285?",
+            "Ones: 7 + 5 = 12. Tens: 4 + 8 + 1 = 13. Hundreds: 3 + 2 + 1 = 6. So 347 + 285 = 632.",
+        ),
+        (
+            "Add 999 and 1.",
+            "Ones: 9 + 1 = 10. Tens: 9 + 0 + 1 = 10. Hundreds: 9 + 0 + 1 = 10. So 999 + 1 = 1000.",
+        ),
         ("What is 62 - 35?", "Ones: 12 - 5 = 7, borrow 1. Tens: 6 - 3 - 1 = 2. So 62 - 35 = 27."),
         ("Subtract 1 from 100.", None),
         ("What is 7 x 8?", "7 × 8 = 56."),
@@ -40,7 +46,7 @@ _FOLDER = _ROOT / "coordinator" / "ryzanstein_coordinator" / "bundled_model"
             "Let me count: s 0, t 0, r 1, a 1, w 1, b 1, e 1, r 2, r 3, y 3. "
             "The letter r appears 3 times in strawberry.",
         ),
-        ("Sort the words pear, apple, fox.", "In alphabetical order: apple, fox, pear."),
+        ("Sort the words owl, apple, fox.", "In alphabetical order: apple, fox, owl."),
         (
             "What day is 3 days after Saturday?",
             "1 Sunday, 2 Monday, 3 Tuesday. So 3 days after Saturday is Tuesday.",
@@ -153,7 +159,13 @@ def test_the_shipped_showcase_has_the_right_answers() -> None:
 
 
 def test_the_shipped_checkpoint_is_whole_and_small() -> None:
-    names = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
+    names = {
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+    }
     files = {path.name: path.stat().st_size for path in _FOLDER.iterdir()}
     assert names <= files.keys()
     assert sum(files.values()) <= 5_000_000
@@ -164,7 +176,9 @@ def test_the_shipped_checkpoint_is_whole_and_small() -> None:
 
 
 def test_the_questions_need_nothing_beyond_the_standard_library() -> None:
-    script = "import sys, tools.bundled_model.data as d; d.sample_questions(0, 9); print('torch' in sys.modules)"
+    script = (
+        "import sys, tools.bundled_model.data as d; d.sample_questions(0, 9); print('torch' in sys.modules)"
+    )
     heavy = subprocess.run(
         [sys.executable, "-S", "-c", script], cwd=_ROOT, capture_output=True, text=True, check=True
     )

@@ -23,7 +23,7 @@ _SYSTEM_PROMPTS = (
     "You are a careful teacher. Show your working.",
 )
 # Row lengths and how often each is drawn: most questions are short, a few counts are long.
-_ROW_LENGTHS = ((128, 0.3), (256, 0.55), (1024, 0.15))
+_ROW_LENGTHS = ((128, 0.3), (256, 0.6), (1024, 0.1))
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ class BatchStream:
         self._rng = random.Random(f"batches {seed}")
         self._questions = training_questions(self._rng)
 
-    def batch(self, tokens: int) -> Batch:
-        """A batch of `tokens` tokens."""
+    def batch(self, tokens: int, *, short: bool = False) -> Batch:
+        """A batch of `tokens` tokens; a `short` one has the shortest rows."""
         lengths, shares = zip(*_ROW_LENGTHS, strict=True)
-        length = self._rng.choices(lengths, shares)[0]
+        length = lengths[0] if short else self._rng.choices(lengths, shares)[0]
         rows = torch.tensor([self._row(length) for _ in range(tokens // length)])  # [B, 3, S + 1]
         ids, targets, owners = rows.unbind(1)
         owners = owners[:, :-1]
