@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .requests import Place, RequestRecord
+from .requests import RequestRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +82,3 @@ class WaitingQueue:
     def records(self) -> Sequence[RequestRecord]:
         """All that wait, in no order."""
         return [record for _, number, record in self._heap if self._entries.get(record.arrival) == number]
-
-
-def places(records: Iterable[RequestRecord]) -> dict[Place, int]:
-    """How many are where."""
-    counts = dict.fromkeys(Place, 0)
-    for record in records:
-        counts[record.place] += 1
-    return counts

@@ -24,7 +24,7 @@ from .request_log import NoRequestLog, RequestLog
 from .request_store import RequestStore, Reservation, RetentionLimits
 from .requests import Clock, Ending, RequestRecord, RequestSpec, Subscription
 from .router import Router
-from .validation import check_received, checked_request_id, checked_timeout
+from .validation import check_priority, check_received, checked_request_id, checked_timeout
 
 _log = structlog.get_logger()
 
@@ -194,6 +194,7 @@ class FrontDoor:
         self._intake.check(call)
         request_id = checked_request_id(call.request_id)
         timeout_s = checked_timeout(call.timeout_s)
+        check_priority(call.priority)
         key = call.owner, request_id
         self._store.check_free(key)
         self._check_open(call.prompt.size_bytes)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ryzanstein.v1.sampling_pb2 import SamplingParams
-from ryzanstein.wire import not_found
+from ryzanstein.wire import MAX_MESSAGE_BYTES, not_found
 
 from .errors import shown
 from .output import RecordedOutput
@@ -15,6 +15,9 @@ from .requests import RequestRecord, RequestSpec, Timings
 from .sampling_params import check_sampling, resolve_sampling
 from .stop_strings import StopAutomaton
 from .tokenization import ModelTokenizer
+
+#: An id below 2**28 takes four bytes at most; a quarter is left for all the rest.
+_LONGEST_SUBMISSION_TOKENS = MAX_MESSAGE_BYTES * 3 // 4 // 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,7 @@ class Intake:
 
     def __init__(self, model: Callable[[], ModelFacts], tokenizer: ModelTokenizer) -> None:
         """`model` is asked anew for every request, because its limit changes with the group's memory."""
-        self.model = model
+        self._model = model
         self.tokenizer = tokenizer
         self.prompts = PromptReader(tokenizer)
         self._arrivals = 0
@@ -48,6 +51,11 @@ class Intake:
     def close(self) -> None:
         """Ends the threads."""
         self.prompts.close()
+
+    def model(self) -> ModelFacts:
+        """What is served now. Its length limit is such that every request fits into one message to a leader."""
+        model = self._model()
+        return replace(model, max_model_len=min(model.max_model_len, _LONGEST_SUBMISSION_TOKENS))
 
     def model_named(self, name: str) -> ModelFacts:
         """The model of that name; an empty one means the one that is served. Raises NOT_FOUND."""

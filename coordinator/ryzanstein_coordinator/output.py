@@ -64,6 +64,13 @@ class RecordedOutput:
         return len(self.token_ids)
 
     @property
+    def kept_bytes(self) -> int:
+        """About what it takes in memory: an id and a pointer per token, and the logprobs."""
+        logprobs = self.logprobs
+        # All entries are about as large as the first: they name the same number of tokens.
+        return 16 * len(self.token_ids) + (len(logprobs) * (48 + len(logprobs[0])) if logprobs else 0)
+
+    @property
     def text(self) -> str:
         """Of all tokens that may be delivered."""
         return "".join(self._pieces[: self.deliverable])

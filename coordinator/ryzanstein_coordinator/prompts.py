@@ -71,7 +71,9 @@ class ChatPrompt:
 
     @property
     def size_bytes(self) -> int:
-        return sum(len(str(message.get("content", ""))) for message in self.messages)
+        texts = (str(value) for message in [*self.messages, self.extra] for value in message.values())
+        # Something for each message too: a million empty ones are work all the same.
+        return sum(map(len, texts)) + 16 * len(self.messages)
 
 
 Prompt = TextPrompt | TokenPrompt | ChatPrompt

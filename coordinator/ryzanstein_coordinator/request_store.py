@@ -19,8 +19,8 @@ class RetentionLimits:
 
     retain_s: float = 120.0
     max_ended: int = 8192
-    #: Of prompts and outputs together; a token takes about 20 bytes, with 20 logprobs about 300.
-    max_ended_tokens: int = 4_000_000
+    #: Of prompts and outputs together.
+    max_ended_bytes: int = 256 * 1024 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +40,7 @@ class RequestStore:
         self._coming: dict[RequestKey, Reservation] = {}
         self._living: dict[RequestKey, RequestRecord] = {}
         self._ended: OrderedDict[RequestKey, RequestRecord] = OrderedDict()  # oldest end first
-        self._ended_tokens = 0
+        self._ended_bytes = 0
         self._prompt_bytes = 0
 
     @property
@@ -74,18 +74,17 @@ class RequestStore:
         if self._coming.pop(reservation.key, None) is not None:
             self._prompt_bytes -= reservation.prompt_bytes
 
-    def add(self, record: RequestRecord) -> RequestRecord | None:
-        """It lives. Returns the ended request whose id it takes, which is forgotten."""
-        replaced = self._drop_ended(record.key)
+    def add(self, record: RequestRecord) -> None:
+        """It lives. An ended request whose id it takes is forgotten."""
+        self._drop_ended(record.key)
         self._living[record.key] = record
         self._prompt_bytes += _bytes_of(record)
-        return replaced
 
     def add_ended(self, record: RequestRecord) -> None:
         """One from a former life of the coordinator."""
         self._drop_ended(record.key)
         self._ended[record.key] = record
-        self._ended_tokens += record.replay_tokens
+        self._ended_bytes += record.kept_bytes
 
     def retire(self, record: RequestRecord) -> None:
         """It ended."""
@@ -112,8 +111,7 @@ class RequestStore:
         while self._ended:
             oldest = next(iter(self._ended.values()))
             over = (
-                len(self._ended) > self._limits.max_ended
-                or self._ended_tokens > self._limits.max_ended_tokens
+                len(self._ended) > self._limits.max_ended or self._ended_bytes > self._limits.max_ended_bytes
             )
             if not over and now < (oldest.timings.ended_at or 0.0) + self._limits.retain_s:
                 return
@@ -126,11 +124,10 @@ class RequestStore:
             return None
         return (next(iter(self._ended.values())).timings.ended_at or 0.0) + self._limits.retain_s
 
-    def _drop_ended(self, key: RequestKey) -> RequestRecord | None:
+    def _drop_ended(self, key: RequestKey) -> None:
         record = self._ended.pop(key, None)
         if record is not None:
-            self._ended_tokens -= record.replay_tokens
-        return record
+            self._ended_bytes -= record.kept_bytes
 
 
 def _bytes_of(record: RequestRecord) -> int:

@@ -114,6 +114,11 @@ class RequestRecord:
         """What must be prefilled to go on."""
         return len(self.spec.prompt) + len(self.output)
 
+    @property
+    def kept_bytes(self) -> int:
+        """About what it takes in memory while nothing happens to it."""
+        return 1024 + 4 * len(self.spec.prompt) + self.output.kept_bytes
+
     def wake(self) -> None:
         """Tells the listeners that there is something new."""
         for listener in self.listeners:

@@ -16,7 +16,8 @@ GREEDY_BELOW = 1e-5
 MAX_TEMPERATURE = 100.0
 MAX_LOGPROBS = 20
 MAX_STOPS = 32
-MAX_STOP_CHARACTERS = 1024
+#: Of one stop text; all together they cost their length once, some milliseconds at the most.
+MAX_STOP_CHARACTERS = 256
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIASES = 1024
 MIN_REPETITION_PENALTY = 0.01

@@ -163,6 +163,8 @@ def _fill_accepted(event: pb.StreamEvent, record: RequestRecord, epoch: int) -> 
 def _timeout_s(request: pb.GenerateRequest, context: Context) -> float | None:
     """The request's own timeout or the call's deadline, whichever is earlier."""
     remaining_s = context.time_remaining()
+    if remaining_s is not None:
+        remaining_s = max(remaining_s, 1e-3)  # one that is over is DEADLINE_EXCEEDED, not a wrong timeout
     if not request.HasField("timeout"):
         return remaining_s
     own_s = request.timeout.seconds + request.timeout.nanos / 1e9

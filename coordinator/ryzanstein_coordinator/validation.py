@@ -37,6 +37,12 @@ def checked_timeout(timeout_s: float | None) -> float | None:
     return timeout_s if timeout_s < _LONGEST_TIMEOUT_S else None
 
 
+def check_priority(priority: int) -> None:
+    """Raises INVALID_ARGUMENT for a number that the wire can't carry."""
+    if not -(2**31) <= priority < 2**31:
+        raise out_of_range("priority", priority, f"between {-(2**31)} and {2**31 - 1}")
+
+
 def check_received(record: RequestRecord, received: Sequence[int], *, vocab_size: int) -> None:
     """Whether the caller's tokens can be those of the request, as far as they are known.
 

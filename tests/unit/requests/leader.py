@@ -79,6 +79,7 @@ class Leader:
         self.submissions: list[SubmitSequence] = []
         self.cancellations: list[int] = []
         self.steps = 0
+        self.address = ""
         self._sequences: dict[int, _Sequence] = {}
         self._work = asyncio.Event()
         self._server: grpc.aio.Server | None = None
@@ -95,7 +96,8 @@ class Leader:
         self._server.add_generic_rpc_handlers((service,))
         port = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
-        self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=CHANNEL_OPTIONS)
+        self.address = f"127.0.0.1:{port}"
+        self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
         return self
 
     @property

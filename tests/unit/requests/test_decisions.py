@@ -217,7 +217,9 @@ def test_an_ended_request_is_kept_for_its_time() -> None:
     assert caught.value.code is grpc.StatusCode.NOT_FOUND
 
 
-@pytest.mark.parametrize("limits", [RetentionLimits(max_ended=3), RetentionLimits(max_ended_tokens=36)])
+@pytest.mark.parametrize(
+    "limits", [RetentionLimits(max_ended=3), RetentionLimits(max_ended_bytes=3 * (1024 + 4 * 8 + 16 * 4))]
+)
 def test_of_too_many_the_oldest_are_forgotten_first(limits: RetentionLimits) -> None:
     store = RequestStore(limits)
     for i in range(10):

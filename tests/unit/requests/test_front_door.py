@@ -9,11 +9,12 @@ from pathlib import Path
 
 import grpc
 import pytest
-from ryzanstein.wire import StatusError
+from ryzanstein.wire import MAX_MESSAGE_BYTES, StatusError
 from ryzanstein_coordinator.admission import AdmissionLimits
+from ryzanstein_coordinator.group_stream import submission
 from ryzanstein_coordinator.intake import GenerateCall
 from ryzanstein_coordinator.output import TokenSpan
-from ryzanstein_coordinator.prompts import TextPrompt, TokenPrompt
+from ryzanstein_coordinator.prompts import ModelFacts, TextPrompt, TokenPrompt
 from ryzanstein_coordinator.request_log import SqliteRequestLog
 from ryzanstein_coordinator.request_store import RetentionLimits
 from ryzanstein_coordinator.requests import MAX_SPAN_TOKENS, MAX_SPAN_TOKENS_WITH_LOGPROBS
@@ -146,6 +147,22 @@ async def test_a_timeout_is_longer_than_nothing(path: RequestPath, timeout_s: fl
     with pytest.raises(StatusError, match=r"timeout is .* longer than 0"):
         await path.ask([11], timeout_s=timeout_s, max_tokens=2)
     await path.ask([11], timeout_s=float("inf"), max_tokens=2)
+
+
+async def test_a_priority_that_the_wire_can_not_carry_is_refused(path: RequestPath) -> None:
+    with pytest.raises(StatusError, match="priority is 2147483648"):
+        await path.front_door.generate(GenerateCall(prompt=TokenPrompt([11]), priority=2**31))
+
+
+async def test_no_request_is_too_long_for_one_message_to_a_leader() -> None:
+    huge = ModelFacts(name="huge", max_model_len=10**8, vocab_size=2**28)
+    path = request_path(model=huge)
+    longest = path.intake.model().max_model_len
+    subscription = await path.ask([2**28 - 1] * (longest - 1))
+
+    assert submission(subscription.record).ByteSize() < MAX_MESSAGE_BYTES
+    with pytest.raises(StatusError, match=f"at most {longest} tokens"):
+        await path.ask([1] * longest)
 
 
 async def test_an_unknown_model_is_named_with_the_one_that_is_served(path: RequestPath) -> None:

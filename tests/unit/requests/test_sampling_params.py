@@ -103,7 +103,7 @@ def test_a_number_out_of_range_is_named_with_its_value_and_the_range(
     ("asked", "message"),
     [
         (SamplingParams(stop=["a", ""]), r"stop\[1\] has 0 characters"),
-        (SamplingParams(stop=["x" * 1025]), r"stop\[0\] has 1025 characters"),
+        (SamplingParams(stop=["x" * 257]), r"stop\[0\] has 257 characters; .* 1 to 256"),
         (SamplingParams(stop=["x"] * 33), "number of stop texts is 33; it must be at most 32"),
         (SamplingParams(stop_token_ids=[1, 1000]), r"stop_token_ids\[1\] is 1000; .* between 0 and 999"),
         (SamplingParams(stop_token_ids=[1] * 1025), "number of stop_token_ids is 1025"),

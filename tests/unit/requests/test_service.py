@@ -14,14 +14,16 @@ from google.protobuf.duration_pb2 import Duration
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ryzanstein.v1 import inference_pb2 as pb
+from ryzanstein.v1.inference_pb2_grpc import InferenceServiceStub
 from ryzanstein.v1.sampling_pb2 import FINISH_REASON_LENGTH, FINISH_REASON_STOP, SamplingParams
 from ryzanstein.wire import RETRY_AFTER_KEY
 from ryzanstein_coordinator.admission import AdmissionLimits
 from ryzanstein_coordinator.chat_template import ChatTemplate
+from ryzanstein_coordinator.prompts import ModelFacts
 from ryzanstein_coordinator.tokenization import ModelTokenizer
 
 from .cluster import Served, eventually, request_path, served
-from .leader import Leader, hashed_token, script
+from .leader import Leader, script
 from .trained_tokenizers import byte_level
 
 TEMPLATE = "{% for m in messages %}<|user|>{{ m.content }}</s>{% endfor %}"
@@ -211,27 +213,32 @@ async def test_a_client_that_goes_away_frees_its_place_and_may_come_back(
     assert received + rest == leader.expected(TOKENIZER.encode("The sky"), seed=7, max_tokens=30)
 
 
-async def test_a_client_that_vanishes_while_it_does_not_read_frees_its_place(
-    server: Served, leader: Leader
-) -> None:
-    """Its window is full, so that the server waits in a write when the connection breaks."""
-    leader.next_token = hashed_token()
-    quick = [server.stub.Generate(asking(sampling=SamplingParams(max_tokens=200))) for _ in range(3)]
-    options = [("grpc.http2.lookahead_bytes", 0), ("grpc.use_local_subchannel_pool", 1)]
-    channel = server.channel(options)
-    stuck = channel.unary_stream(
-        "/ryzanstein.v1.InferenceService/Generate",
-        request_serializer=pb.GenerateRequest.SerializeToString,
-        response_deserializer=pb.GenerateResponse.FromString,
-    )(asking(sampling=SamplingParams(max_tokens=200, logprobs=20)))
-    await stuck.read()
-    for call in quick:
-        await events_of(call)  # nobody waits for the one that does not read
+async def test_a_client_that_vanishes_while_it_does_not_read_frees_its_place(leader: Leader) -> None:
+    """Its window is full: the server waits in a write, and nothing else does, when the client goes away."""
+    long = ModelFacts(name="long", max_model_len=8000, vocab_size=700)
+    path = request_path(tokenizer=TOKENIZER, model=long, clock=time.monotonic)
+    small_window = [("grpc.http2.bdp_probe", 0)]
+    async with served(path) as server, server.channel(small_window) as channel:
+        leader.allow(4000)
+        path.serve(leader)
+        sampling = SamplingParams(max_tokens=5000, logprobs=20)
+        stuck = InferenceServiceStub(channel).Generate(asking(request_id="stuck", sampling=sampling))
+        await stuck.read()
+        await eventually(lambda: leader.budget == 0)
+        (record,) = path.front_door._store.living()
+        (subscription,) = record.listeners
+        await eventually(lambda: len(record.output) == 4000)
+        assert subscription.index < 4000
+        quick = asyncio.create_task(events_of(server.stub.Generate(asking())))
+        await eventually(lambda: leader.running == 2)
+        leader.allow(20)
+        assert len(joined(await quick)[0]) == 10
 
-    await channel.close()
+        stuck.cancel()
 
-    await eventually(lambda: server.path.router.counts() == (0, 0))
-    await eventually(lambda: all(not r.listeners for r in server.path.front_door._store._ended.values()))
+        await eventually(lambda: leader.running == 0)
+        assert record.listeners == set()
+        assert path.router.counts() == (0, 0)
 
 
 async def test_cancel_ends_the_stream_with_a_status(server: Served, leader: Leader) -> None:
