@@ -179,6 +179,16 @@ def test_the_queue_gives_out_by_priority_then_arrival_without_those_who_left(
     assert order == sorted(staying, key=lambda r: (-r.spec.priority, r.arrival))
 
 
+def test_those_who_left_the_queue_do_not_pile_up_in_it() -> None:
+    queue = WaitingQueue()
+    for arrival in range(5000):
+        one = record(str(arrival), arrival=arrival)
+        queue.push(one)
+        queue.discard(one)
+
+    assert len(queue._heap) < 200
+
+
 # --- retention
 
 

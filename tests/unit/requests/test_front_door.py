@@ -207,6 +207,24 @@ async def test_when_it_closes_what_lives_goes_on_and_nothing_new_comes_in(
     await idle
 
 
+async def test_what_is_still_running_when_the_server_ends_can_be_gone_on_with(
+    path: RequestPath, leader: Leader
+) -> None:
+    leader.allow(3)
+    subscriptions = [await path.ask([20 + i], request_id=f"r{i}", max_tokens=9) for i in range(70)]
+    await eventually(lambda: path.seen.generated == 3)
+
+    path.front_door.end_all("the server has stopped")
+
+    for subscription in subscriptions:
+        _, _, ending = await read_all(subscription)
+        assert ending.error is not None
+        assert ending.error.code is grpc.StatusCode.UNAVAILABLE
+    assert path.router.counts() == (0, 0)
+    leader.allow(None)
+    assert (await read_all(await path.front_door.attach("r69", [])))[0] == leader.expected([89], max_tokens=9)
+
+
 # --- cancelling and leaving
 
 
@@ -319,6 +337,30 @@ async def test_requests_of_another_owner_are_unknown(path: RequestPath) -> None:
         await path.front_door.attach("a", [], owner="somebody else")
 
 
+async def test_a_caller_who_goes_away_while_its_prompt_is_tokenised_leaves_nothing_behind(
+    path: RequestPath,
+) -> None:
+    call = GenerateCall(prompt=TextPrompt("a " * 2500), request_id="a")
+    coming = asyncio.create_task(path.front_door.generate(call))
+    await asyncio.sleep(0)
+    with pytest.raises(StatusError, match="is being admitted"):
+        await path.front_door.attach("a", [])
+    coming.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await coming
+    assert path.seen.ended == ["cancelled"]
+    await path.ask([11], request_id="a", max_tokens=2)
+
+
+async def test_who_leaves_when_the_time_is_over_did_not_cancel(path: RequestPath) -> None:
+    subscription = await path.ask([11], timeout_s=2.0, max_tokens=5)
+    path.clock.now += 1.99
+    path.front_door.leave(subscription)
+
+    assert path.seen.ended == ["deadline"]
+
+
 # --- callers who know more
 
 
@@ -381,6 +423,20 @@ async def test_a_coordinator_that_was_started_again_goes_on_with_the_callers_tok
     await emptied.close()
     after.router.close()
     await leader.close()
+
+
+async def test_a_log_that_can_not_be_written_does_not_stop_requests(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = SqliteRequestLog(tmp_path / "requests.sqlite", fingerprint="f")
+    log._thread.submit(log._database.execute, "DROP TABLE requests").result()
+    path = request_path(log=log)
+
+    await path.ask([11], request_id="a", max_tokens=2)
+
+    assert path.router.counts() == (0, 1)
+    assert "request_log_failed" in capsys.readouterr().out
+    await log.close()
 
 
 async def test_requests_to_another_model_are_not_gone_on_with(tmp_path: Path) -> None:

@@ -360,6 +360,39 @@ async def test_the_stream_of_an_epoch_that_is_over_never_speaks_again(
     assert len(path.seen.broken) == complaints
 
 
+async def test_a_defect_in_taking_in_a_step_costs_a_replay_and_no_token(
+    path: RequestPath, new_leader: NewLeader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader = await new_leader()
+
+    def fail_once(*_: object) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("defect")
+
+    monkeypatch.setattr(path.seen, "step", fail_once)
+    path.serve(leader)
+
+    tokens, _, _ = await read_all(await path.ask([11], max_tokens=20))
+
+    assert tokens == leader.expected([11], max_tokens=20)
+    assert path.seen.broken == [("g0", 1)]
+
+
+async def test_a_channel_that_is_closed_ends_the_stream_until_the_next_leader(
+    path: RequestPath, new_leader: NewLeader
+) -> None:
+    closed, following = await new_leader(budget=3), await new_leader(epoch=2)
+    path.serve(closed)
+    subscription = await path.ask([11], max_tokens=20)
+    await eventually(lambda: path.seen.generated == 3)
+    await closed.close()
+    await eventually(lambda: len(path.seen.broken) >= 2)  # of the open stream, and of opening another
+
+    path.serve(following)
+
+    assert (await read_all(subscription))[0] == following.expected([11], max_tokens=20)
+
+
 @pytest.mark.parametrize("seed", range(6))
 async def test_deaths_at_random_moments_lose_and_repeat_nothing(seed: int, new_leader: NewLeader) -> None:
     import random
