@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ _SYSTEM_PROMPTS = (
     "You are Ryzanstein, a small model.",
     "You are a careful teacher. Show your working.",
 )
-# Row lengths and how often each is drawn: most questions are short, a few counts are long.
-_ROW_LENGTHS = ((128, 0.3), (256, 0.6), (1024, 0.1))
+# Row lengths and how often each is drawn; the longest rows begin with a long count.
+_ROW_LENGTHS = (128, 256, 1024)
+_ROW_SHARES = (0.3, 0.57, 0.13)
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,11 @@ class BatchStream:
         self._tokenizer = tokenizer
         self._rng = random.Random(f"batches {seed}")
         self._questions = training_questions(self._rng)
+        self._long_questions = training_questions(self._rng, ["long count"])
 
     def batch(self, tokens: int, *, short: bool = False) -> Batch:
         """A batch of `tokens` tokens; a `short` one has the shortest rows."""
-        lengths, shares = zip(*_ROW_LENGTHS, strict=True)
-        length = lengths[0] if short else self._rng.choices(lengths, shares)[0]
+        length = _ROW_LENGTHS[0] if short else self._rng.choices(_ROW_LENGTHS, _ROW_SHARES)[0]
         rows = torch.tensor([self._row(length) for _ in range(tokens // length)])  # [B, 3, S + 1]
         ids, targets, owners = rows.unbind(1)
         owners = owners[:, :-1]
@@ -97,8 +99,11 @@ class BatchStream:
         targets: list[int] = []
         owners: list[int] = []
         owner = 0
+        questions = self._questions
+        if length == _ROW_LENGTHS[-1]:
+            questions = itertools.chain(itertools.islice(self._long_questions, 1), questions)
         while len(ids) <= length:
-            segments = conversation(self._questions, self._rng)
+            segments = conversation(questions, self._rng)
             encoded = self._tokenizer.encode_batch_fast([s.text for s in segments], add_special_tokens=False)
             for segment, piece in zip(segments, encoded, strict=True):
                 ids += piece.ids

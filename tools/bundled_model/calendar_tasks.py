@@ -73,21 +73,30 @@ def _neighbour(names: Sequence[str], direction: int) -> Callable[[Fields], str]:
 CALENDAR_TASKS = (
     Task(
         "days after",
-        ("What day is {n:int} days after {name:word}?", "Which day of the week is {n:int} days after {name:word}?"),
+        (
+            "What day is {n:int} days after {name:word}?",
+            "Which day of the week is {n:int} days after {name:word}?",
+        ),
         _draw_shift(DAYS, 14),
         _shifted(DAYS, "day", 1),
         0.8,
     ),
     Task(
         "days before",
-        ("What day is {n:int} days before {name:word}?", "Which day of the week is {n:int} days before {name:word}?"),
+        (
+            "What day is {n:int} days before {name:word}?",
+            "Which day of the week is {n:int} days before {name:word}?",
+        ),
         _draw_shift(DAYS, 14),
         _shifted(DAYS, "day", -1),
         0.8,
     ),
     Task(
         "months after",
-        ("What month is {n:int} months after {name:word}?", "Which month is {n:int} months after {name:word}?"),
+        (
+            "What month is {n:int} months after {name:word}?",
+            "Which month is {n:int} months after {name:word}?",
+        ),
         _draw_shift(MONTHS, 14),
         _shifted(MONTHS, "month", 1),
         0.8,

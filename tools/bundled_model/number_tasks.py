@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 from .task import Fields, Task
 
 _COLUMNS = ("Ones", "Tens", "Hundreds", "Thousands")
-_UNITS = (
+_UNIT_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
+)
+_TEN_WORDS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety"
+_UNITS, _TENS = _UNIT_WORDS.split(), _TEN_WORDS.split()
 _LONGEST_COUNT = 250
 
 
@@ -102,13 +104,14 @@ def _draw_sequence(rng: random.Random) -> Fields:
 def _sequence(fields: Fields) -> str:
     numbers = [int(number) for number in fields["numbers"].split(", ")]
     step = numbers[1] - numbers[0]
-    if step < 1 or any(b - a != step for a, b in zip(numbers, numbers[1:], strict=False)):
+    if step < 1 or any(b - a != step for a, b in itertools.pairwise(numbers)):
         raise ValueError("the numbers don't grow by equal steps")
     return f"The step is {step}, so the next number is {numbers[-1]} + {step} = {numbers[-1] + step}."
 
 
 def _draw_count(rng: random.Random) -> Fields:
-    length = rng.randint(5, 40) if rng.random() < 0.9 else rng.randint(40, 100)
+    # Mostly short: what is hard to learn is where to stop, and that happens once per answer.
+    length = round(100 ** rng.uniform(0.3, 1.0))
     start = 1 if rng.random() < 0.3 else rng.randrange(160)
     return {"a": str(start), "b": str(start + length)}
 
@@ -119,7 +122,7 @@ def _draw_long_count(rng: random.Random) -> Fields:
 
 def _draw_count_down(rng: random.Random) -> Fields:
     low = rng.choice((0, 1, rng.randrange(60)))
-    return {"a": str(low + rng.randint(5, 40)), "b": str(low)}
+    return {"a": str(low + round(40 ** rng.uniform(0.3, 1.0))), "b": str(low)}
 
 
 def _draw_count_steps(rng: random.Random) -> Fields:
@@ -222,9 +225,9 @@ NUMBER_TASKS = (
         _sequence,
         weight=2.0,
     ),
-    Task("count", ("Count from {a:int} to {b:int}.",), _draw_count, _count, weight=0.7),
-    Task("long count", ("Count from {a:int} to {b:int}.",), _draw_long_count, _count, weight=0.08),
-    Task("count down", ("Count down from {a:int} to {b:int}.",), _draw_count_down, _count, weight=0.6),
+    Task("count", ("Count from {a:int} to {b:int}.",), _draw_count, _count, weight=1.3),
+    Task("long count", ("Count from {a:int} to {b:int}.",), _draw_long_count, _count, weight=0.02),
+    Task("count down", ("Count down from {a:int} to {b:int}.",), _draw_count_down, _count, weight=1.2),
     Task(
         "count in steps",
         ("Count from {a:int} to {b:int} in steps of {step:int}.",),
@@ -240,7 +243,12 @@ NUMBER_TASKS = (
         weight=0.3,
         memorised=True,
     ),
-    Task("number to words", ("Write {a:int} in words.", "How do you write {a:int} in words?"), _draw_number, _to_words),
+    Task(
+        "number to words",
+        ("Write {a:int} in words.", "How do you write {a:int} in words?"),
+        _draw_number,
+        _to_words,
+    ),
     Task(
         "words to number",
         ("Write {words:text} as a number.", "Write {words:text} in digits."),

@@ -92,9 +92,26 @@ _FIXED: Mapping[str, tuple[str, ...]] = {
         "Introduce yourself.",
         "Which model are you?",
     ),
-    _SKILLS: ("What can you do?", "Help!", "How can you help me?", "What do you know?", "What can I ask you?"),
-    "I am fine, thank you. What would you like to know?": ("How are you?", "How do you do?", "How is it going?"),
-    "You are welcome!": ("Thank you!", "Thanks!", "Thanks a lot!", "Thank you very much!", "Great!", "Well done!"),
+    _SKILLS: (
+        "What can you do?",
+        "Help!",
+        "How can you help me?",
+        "What do you know?",
+        "What can I ask you?",
+    ),
+    "I am fine, thank you. What would you like to know?": (
+        "How are you?",
+        "How do you do?",
+        "How is it going?",
+    ),
+    "You are welcome!": (
+        "Thank you!",
+        "Thanks!",
+        "Thanks a lot!",
+        "Thank you very much!",
+        "Great!",
+        "Well done!",
+    ),
     "Goodbye, and come back soon!": ("Goodbye!", "Bye!", "See you later!", "Good night!"),
     _STORY: ("Tell me a story.", "Tell me a short story.", "Once upon a time", "Can you tell me a story?"),
     _JOKE: ("Tell me a joke.", "Do you know a joke?", "Make me laugh."),
@@ -120,7 +137,10 @@ _FIXED: Mapping[str, tuple[str, ...]] = {
     "There are 7 days in a week.": ("How many days are in a week?", "How many days does a week have?"),
     "There are 12 months in a year.": ("How many months are in a year?", "How many months does a year have?"),
     "There are 24 hours in a day.": ("How many hours are in a day?", "How many hours does a day have?"),
-    "There are 60 minutes in an hour.": ("How many minutes are in an hour?", "How many minutes does an hour have?"),
+    "There are 60 minutes in an hour.": (
+        "How many minutes are in an hour?",
+        "How many minutes does an hour have?",
+    ),
     _UNKNOWN: (
         "Who is the president?",
         "Who won the match?",
@@ -157,7 +177,9 @@ def _fixed_task(name: str, answer: str, questions: tuple[str, ...]) -> Task:
     return Task(name, questions, lambda rng: {}, lambda fields: answer, weight, memorised=True)
 
 
-def _lookup_task(name: str, phrasings: tuple[str, ...], facts: Mapping[str, str], reply: str, weight: float) -> Task:
+def _lookup_task(
+    name: str, phrasings: tuple[str, ...], facts: Mapping[str, str], reply: str, weight: float
+) -> Task:
     """A task whose answer is `reply` with `{key}` and `{fact}` filled in from `facts`."""
     by_lower_case = {key.lower(): key for key in facts}
 

@@ -56,7 +56,9 @@ def build_tokenizer(seed: int) -> Tokenizer:
     questions = itertools.islice(training_questions(random.Random(f"tokenizer {seed}")), _CORPUS_QUESTIONS)
     tokenizer.train_from_iterator((text for q in questions for text in (q.text, q.answer)), trainer)
     if tokenizer.get_vocab_size() != VOCABULARY_SIZE:
-        raise RuntimeError(f"the questions gave {tokenizer.get_vocab_size()} tokens instead of {VOCABULARY_SIZE}")
+        raise RuntimeError(
+            f"the questions gave {tokenizer.get_vocab_size()} tokens instead of {VOCABULARY_SIZE}"
+        )
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN} $A",
         pair=f"{BEGIN} $A $B",

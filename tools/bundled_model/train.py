@@ -54,8 +54,8 @@ def model_config(tokenizer: Tokenizer) -> LlamaConfig:
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up, then a constant rate, then linear decay to zero over the last 60 %."""
-    return min(1.0, (step + 1) / _WARM_UP_STEPS, (1 - step / steps) / 0.6)
+    """Linear warm-up, then a constant rate, then linear decay to zero over the last 80 %."""
+    return min(1.0, (step + 1) / _WARM_UP_STEPS, (1 - step / steps) / 0.8)
 
 
 def save_model(model: LlamaForCausalLM, folder: Path) -> None:
@@ -77,7 +77,9 @@ def save_model(model: LlamaForCausalLM, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def train(folder: Path, *, seed: int, steps: int, tokens_per_step: int, save_every: int, compiled: bool) -> None:
+def train(
+    folder: Path, *, seed: int, steps: int, tokens_per_step: int, save_every: int, compiled: bool
+) -> None:
     """Trains `steps` steps and leaves the finished model in `folder`."""
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,8 +109,8 @@ def train(folder: Path, *, seed: int, steps: int, tokens_per_step: int, save_eve
     started_s = time.monotonic()
     for step in range(steps):
         batch = batches.batch(tokens_per_step, short=step < _SHORT_ROWS_FRACTION * steps)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(input_ids=batch.inputs, attention_mask=batch.mask, use_cache=False).logits  # [B, S, vocabulary]
+        with torch.autocast("cpu", torch.bfloat16):  # logits are [B, S, vocabulary]
+            logits = model(input_ids=batch.inputs, attention_mask=batch.mask, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(
             logits.float().flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED
         )
@@ -129,14 +131,19 @@ def train(folder: Path, *, seed: int, steps: int, tokens_per_step: int, save_eve
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3500)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--tokens-per-step", type=int, default=2048)
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=True, help="compile the layers (needs a C++ compiler)"
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compile the layers (needs g++)",
     )
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()

@@ -6,8 +6,7 @@ import random
 
 from .task import Fields, Task
 
-WORDS = tuple(
-    """
+_WORD_LIST = """
     acorn anchor apple arrow autumn banana barrel bird bread bridge butter button candle carpet castle cat
     cheese cherry cloud coffee copper desert dog dragon drum eagle earth engine evening falcon feather
     finger fire flower forest fox frog garden ginger glass goat grape guitar hammer harbour hat honey horse
@@ -15,8 +14,8 @@ WORDS = tuple(
     moon morning mountain music needle nest night north ocean olive onion orange owl paper parrot pencil
     piano planet queen question rabbit rain river rose salmon school silver snow star stone strawberry
     summer sun table tiger tree umbrella valley violin walnut water whale winter wolf yellow zebra
-    """.split()
-)
+"""
+WORDS = tuple(_WORD_LIST.split())
 _KNOWN = frozenset(WORDS)
 _NUMBER_OF_TIMES = {0: "0 times", 1: "1 time"}
 
@@ -67,7 +66,10 @@ def _count_letter(fields: Fields) -> str:
 
 def _draw_items(rng: random.Random) -> Fields:
     """Two to six words and numbers."""
-    items = (rng.choice(WORDS) if rng.random() < 0.5 else str(rng.randrange(1000)) for _ in range(rng.randint(2, 6)))
+    items = (
+        rng.choice(WORDS) if rng.random() < 0.5 else str(rng.randrange(1000))
+        for _ in range(rng.randint(2, 6))
+    )
     return {"items": ", ".join(items)}
 
 
@@ -93,7 +95,14 @@ WORD_TASKS = (
         lambda fields: f"You said: {fields['items'].lower()}.",
         3.0,
     ),
-    Task("spell", ("Spell the word {word:word}.", "Spell {word:word}."), _draw_word, _spell, 1.0, memorised=True),
+    Task(
+        "spell",
+        ("Spell the word {word:word}.", "Spell {word:word}."),
+        _draw_word,
+        _spell,
+        1.0,
+        memorised=True,
+    ),
     Task(
         "backwards",
         ("Spell {word:word} backwards.", "Spell the word {word:word} backwards."),
@@ -102,7 +111,9 @@ WORD_TASKS = (
         1.2,
         memorised=True,
     ),
-    Task("word length", ("How many letters does {word:word} have?",), _draw_word, _length, 0.6, memorised=True),
+    Task(
+        "word length", ("How many letters does {word:word} have?",), _draw_word, _length, 0.6, memorised=True
+    ),
     Task(
         "letter count",
         (
@@ -111,12 +122,13 @@ WORD_TASKS = (
         ),
         _draw_word_and_letter,
         _count_letter,
+        2.2,
     ),
     Task(
         "sort words",
         ("Sort the words {words:words}.", "Put {words:words} in alphabetical order."),
         _draw_words,
         _sort_words,
-        2.0,
+        3.0,
     ),
 )
