@@ -19,11 +19,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
 from ryzanstein_shard_worker.native.attention import Attend, Isa, NativeAttention
 from ryzanstein_shard_worker.native.library import load_library
 from ryzanstein_shard_worker.paged_attention import KVPool, StepLayout, make_attend
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 COLD_BYTES = 256 << 20
 MODELS = {"medium": (20, 4, 64), "8B": (32, 8, 128), "multi-head": (8, 8, 64)}  # heads, kv heads, head_dim

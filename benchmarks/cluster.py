@@ -22,12 +22,12 @@ from pathlib import Path
 
 import grpc
 import psutil
+from tests.cluster.harness import Cluster
+
 from ryzanstein.model_plan import kv_bytes_per_token, read_model_config
 from ryzanstein.v1.operations_pb2 import PlanMemoryRequest
 from ryzanstein.v1.operations_pb2_grpc import OperationsServiceStub
 from ryzanstein_client import Client
-
-from tests.cluster.harness import Cluster
 
 from .models import make_medium
 

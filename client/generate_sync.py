@@ -7,7 +7,7 @@ The two differ only in words: `await` and `async` go, names change as listed bel
 kind (channels, threads, event loops) is in aio_connection.py and sync_connection.py, written by hand.
 """
 
-# ruff: noqa: INP001 - a script beside the package, not a part of it
+
 
 from __future__ import annotations
 

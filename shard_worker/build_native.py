@@ -6,7 +6,7 @@ An install never fails because of it: without a C compiler there is no library, 
 work.
 """
 
-# ruff: noqa: INP001 - hatch loads this file by its path, it is in no package
+
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+
 from ryzanstein.model_plan import open_checkpoint, read_model_config
 from ryzanstein_shard_worker.checkpoint import DistributedCheckpointLoader
 from ryzanstein_shard_worker.communication import CommunicationHandler

@@ -14,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn, TypeVar
 
 import torch
+from torch import Tensor
+
 from ryzanstein_shard_worker.communication import CommunicationHandler
 from ryzanstein_shard_worker.communication.backend import BackendHandler
-from torch import Tensor
 
 T = TypeVar("T")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
+
 from ryzanstein.v1 import inference_pb2, inference_pb2_grpc, operations_pb2, operations_pb2_grpc
 from ryzanstein.wire import CHANNEL_OPTIONS
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.message import Message as ProtoMessage
+
 from ryzanstein.v1 import inference_pb2, sampling_pb2
 
 from .errors import InvalidRequest

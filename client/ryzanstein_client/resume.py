@@ -17,6 +17,7 @@ from __future__ import annotations
 import random
 
 import grpc
+
 from ryzanstein.v1 import inference_pb2, sampling_pb2
 
 from .errors import Cancelled, DeadlineExceeded, InternalError, RyzansteinError

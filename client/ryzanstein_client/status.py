@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 import grpc
+
 from ryzanstein.wire import RETRY_AFTER_KEY
 
 from .errors import (

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import grpc
+
 from ryzanstein.v1 import inference_pb2, inference_pb2_grpc, operations_pb2, operations_pb2_grpc
 from ryzanstein.wire import CHANNEL_OPTIONS
 

@@ -18,6 +18,7 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
+
 from ryzanstein.model_plan import ModelError
 from ryzanstein.model_plan.fields import read_json_object
 from ryzanstein.wire import invalid_argument

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+
 from ryzanstein.v1 import cluster_pb2, cluster_pb2_grpc
 
 from .orchestrator import MultiGPUOrchestrator

@@ -15,6 +15,7 @@ StatusError
 from __future__ import annotations
 
 import grpc
+
 from ryzanstein.wire import StatusError, invalid_argument
 
 #: Longest piece of a user's value that is repeated in a message.

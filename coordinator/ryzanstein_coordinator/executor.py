@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
+
 from ryzanstein.v1 import shard_worker_pb2
 
 from . import events

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from ryzanstein.program import ConfigFile
 
 from .config import OrchestratorConfig, default_state_dir

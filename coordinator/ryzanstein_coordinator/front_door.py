@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import grpc
 import structlog
+
 from ryzanstein.wire import StatusError, resource_exhausted, unavailable
 
 from .admission import AdmissionGate, AdmissionLimits

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import structlog
+
 from ryzanstein.v1.shard_worker_pb2 import CancelSequence, ExecuteRequest, ExecuteResponse, SubmitSequence
 
 from .requests import RequestRecord

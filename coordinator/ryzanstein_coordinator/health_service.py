@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from ryzanstein.wire import not_found
 
 Context = grpc.aio.ServicerContext[Any, Any]

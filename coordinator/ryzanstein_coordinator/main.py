@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from ryzanstein.logs import configure_logging
 from ryzanstein.program import ConfigFile
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
 from ryzanstein.v1.shard_worker_pb2 import SchedulerStats
 
 from .observers import OUTCOMES

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+
 from ryzanstein.v1 import operations_pb2, operations_pb2_grpc
 
 from .orchestrator import MultiGPUOrchestrator

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import grpc
 import structlog
+
 from ryzanstein.v1 import cluster_pb2, operations_pb2
 from ryzanstein.wire import StatusError, not_found
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import grpc
+
 from ryzanstein.model_plan import ModelConfig, ModelError, read_model_config
 from ryzanstein.v1 import operations_pb2
 from ryzanstein.wire import StatusError, invalid_argument, to_plain

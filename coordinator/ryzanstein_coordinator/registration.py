@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import grpc
+
 from ryzanstein import NUMERICS_VERSION, WIRE_VERSION
 from ryzanstein.v1 import cluster_pb2
 from ryzanstein.wire import StatusError, invalid_argument

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+
 from ryzanstein.v1 import cluster_pb2, cluster_pb2_grpc
 from ryzanstein.wire import StatusError, invalid_argument, stale_epoch
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
+
 from ryzanstein.v1.sampling_pb2 import SamplingParams
 
 from .requests import RequestKey, RequestSpec

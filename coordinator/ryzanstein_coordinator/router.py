@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
+
 from ryzanstein.v1.shard_worker_pb2 import EngineLimits, ExecuteResponse
 from ryzanstein.wire import unavailable
 

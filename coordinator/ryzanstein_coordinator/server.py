@@ -15,6 +15,7 @@ import structlog
 from fastapi import FastAPI
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+
 from ryzanstein import __version__
 from ryzanstein.v1 import (
     cluster_pb2,

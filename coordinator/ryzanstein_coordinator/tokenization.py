@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from ryzanstein.model_plan import ModelError
 from ryzanstein.wire import invalid_argument
-from tokenizers import Tokenizer
 
 from .chat_template import ChatTemplate, read_chat_template
 from .detokenizer import Detokenizer, IncrementalDetokenizer, TokenPieces, WindowDetokenizer

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
+
 from ryzanstein.v1 import shard_worker_pb2, shard_worker_pb2_grpc
 from ryzanstein.wire import CHANNEL_OPTIONS
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import typer
+
 from ryzanstein.program import run
 
 from .main import commands

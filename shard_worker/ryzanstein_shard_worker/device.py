@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 import torch
+
 from ryzanstein.v1 import cluster_pb2
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import structlog
 import torch
+
 from ryzanstein.v1 import cluster_pb2, shard_worker_pb2
 
 from .communication import CommunicationError, CommunicationProfiler

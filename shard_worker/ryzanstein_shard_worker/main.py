@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from ryzanstein.logs import configure_logging
 from ryzanstein.program import EXIT_FAILED, ConfigFile
 
@@ -81,6 +82,7 @@ async def run(config: DistributedConfig) -> None:
     """
     import grpc
     import structlog
+
     from ryzanstein.v1 import shard_worker_pb2_grpc
     from ryzanstein.wire import SERVER_OPTIONS, StatusInterceptor
 

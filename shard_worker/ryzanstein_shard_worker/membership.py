@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 import grpc
 import structlog
 import torch
+
 from ryzanstein import NUMERICS_VERSION, WIRE_VERSION, __version__
 from ryzanstein.v1 import cluster_pb2, cluster_pb2_grpc
 from ryzanstein.wire import CHANNEL_OPTIONS

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import structlog
 import torch
+
 from ryzanstein.v1 import cluster_pb2, cluster_pb2_grpc, shard_worker_pb2
 from ryzanstein.wire import CHANNEL_OPTIONS
 

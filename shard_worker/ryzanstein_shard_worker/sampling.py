@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from ryzanstein.v1 import sampling_pb2
 from torch import Tensor
+
+from ryzanstein.v1 import sampling_pb2
 
 from .philox import gumbel_noise
 from .sequence import Sequence

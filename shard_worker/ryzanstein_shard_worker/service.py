@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
+
 from ryzanstein.model_plan import ModelError
 from ryzanstein.v1 import shard_worker_pb2, shard_worker_pb2_grpc
 from ryzanstein.wire import StatusError, invalid_argument, stale_epoch, unavailable

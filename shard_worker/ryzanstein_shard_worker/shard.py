@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 import torch
+
 from ryzanstein.model_plan import (
     CheckpointIndex,
     ModelConfig,

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ryzanstein.v1 import sampling_pb2, shard_worker_pb2
 from torch import Tensor
+
+from ryzanstein.v1 import sampling_pb2, shard_worker_pb2
 
 from .communication import CommunicationProfiler, StepChannel
 from .inbox import Inbox

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from ryzanstein_client import Client
 
 from ..checkpoints import make_checkpoint

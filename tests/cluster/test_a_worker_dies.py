@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from ryzanstein_client import Client
 from ryzanstein_client.types import RequestOptions
 

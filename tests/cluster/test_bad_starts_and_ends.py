@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from ryzanstein_client import Client, InvalidRequest, RyzansteinError
 
 from ..checkpoints import make_checkpoint

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from ryzanstein_client import Client
 from ryzanstein_client.types import RequestOptions
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tools.bundled_model.data import check, sample_questions
+
 from ryzanstein_client import Client, DeadlineExceeded
 from ryzanstein_client.types import Message, RequestOptions
-
-from tools.bundled_model.data import check, sample_questions
 
 from .harness import BUNDLED_MODEL, Cluster
 

@@ -13,6 +13,7 @@ from typing import Any, Self, TypeAlias
 
 import pytest
 import torch
+
 from ryzanstein.v1 import shard_worker_pb2
 from ryzanstein_shard_worker.communication import CommunicationError, CommunicationHandler, StepChannel
 from ryzanstein_shard_worker.native.shared_memory import shared_memory_available

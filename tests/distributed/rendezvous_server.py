@@ -7,6 +7,7 @@ import threading
 from typing import Self
 
 import grpc
+
 from ryzanstein.v1 import cluster_pb2_grpc
 from ryzanstein.wire import SERVER_OPTIONS, StatusInterceptor
 from ryzanstein_coordinator.rendezvous import RendezvousServicer, RendezvousStore

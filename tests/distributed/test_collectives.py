@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from ryzanstein_shard_worker.communication.sums import ordered_sum
 from torch import Tensor
+
+from ryzanstein_shard_worker.communication.sums import ordered_sum
 
 from .ranks import CPU_BACKENDS, GLOO, SHARED_MEMORY, Rank, Ranks
 

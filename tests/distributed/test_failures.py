@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
 from ryzanstein_shard_worker.communication import CommunicationError
 
 from .ranks import CPU_BACKENDS, GLOO, SHARED_MEMORY, Backend, Rank, Ranks, failure, needs_native_library

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from ryzanstein_shard_worker.communication import CommunicationError, segment
 from ryzanstein_shard_worker.communication.sockets import socket_inodes
 from ryzanstein_shard_worker.communication.tcp_step_channel import TcpStepChannel

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+
 from ryzanstein_shard_worker.communication import CommunicationError
 
 from .ranks import SHARED_MEMORY, Rank, Ranks, failure, needs_native_library

@@ -52,5 +52,7 @@ def test_the_coordinator_pulls_no_torch(tmp_path: Path) -> None:
 )
 def test_what_is_imported(package: str, forbidden: list[str]) -> None:
     code = f"import sys, {package}; print([m for m in {forbidden!r} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.strip() == "[]"

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from ryzanstein_shard_worker.communication import CommunicationHandler
-from ryzanstein_shard_worker.parallel import dense_causal_attend
 from torch import Tensor
 
+from ryzanstein_shard_worker.communication import CommunicationHandler
+from ryzanstein_shard_worker.parallel import dense_causal_attend
 from tests.checkpoints import FAMILIES, Checkpoints, make_model
 from tests.loaded_models import load_model
 from tests.ranks import run_ranks

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from ryzanstein.model_plan import placements, read_model_config
-from ryzanstein_shard_worker.communication import CommunicationHandler
-from ryzanstein_shard_worker.parallel import dense_causal_attend
 from torch import Tensor
 from torch.nn import functional
 
+from ryzanstein.model_plan import placements, read_model_config
+from ryzanstein_shard_worker.communication import CommunicationHandler
+from ryzanstein_shard_worker.parallel import dense_causal_attend
 from tests.checkpoints import Checkpoints, make_model
 from tests.loaded_models import load_model
 from tests.ranks import run_ranks

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from ryzanstein_shard_worker.communication import CommunicationHandler
 from ryzanstein_shard_worker.parallel import dense_causal_attend
-
 from tests.checkpoints import Checkpoints, make_model
 from tests.distributed.ranks import CPU_BACKENDS, Backend, Rank, Ranks
 from tests.loaded_models import load_model

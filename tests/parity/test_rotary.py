@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+
 from ryzanstein.model_plan import read_model_config
 from ryzanstein_shard_worker.parallel import RotaryEmbedding
-
 from tests.checkpoints import Checkpoints, make_model
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional
+
 from ryzanstein_shard_worker.communication import CommunicationHandler
 from ryzanstein_shard_worker.parallel import (
     ColumnParallelLinear,
@@ -14,9 +17,6 @@ from ryzanstein_shard_worker.parallel import (
     ParallelEmbedding,
     RowParallelLinear,
 )
-from torch import Tensor
-from torch.nn import functional
-
 from tests.checkpoints import FAMILIES, make_model
 from tests.ranks import run_ranks
 

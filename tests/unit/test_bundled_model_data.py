@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from tools.bundled_model.data import TASKS, check, right_answer, sample_questions, training_questions
 from tools.bundled_model.number_tasks import in_words
 

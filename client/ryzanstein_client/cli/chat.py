@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from ryzanstein.program import ConfigFile
 
 from . import options

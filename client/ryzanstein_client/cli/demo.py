@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from ryzanstein.program import ProgramError
 
 from .demo_cluster import DemoCluster, bundled_model, free_port

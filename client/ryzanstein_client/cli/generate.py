@@ -8,6 +8,7 @@ import sys
 from typing import Annotated
 
 import typer
+
 from ryzanstein.program import ConfigFile, ProgramError
 
 from . import options

@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated
 
 import typer
+
 from ryzanstein import __version__
 from ryzanstein.program import EXIT_USAGE, ProgramError, missing_extra, run
 

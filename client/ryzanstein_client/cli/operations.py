@@ -10,6 +10,7 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from ryzanstein.program import ConfigFile
 
 from . import options

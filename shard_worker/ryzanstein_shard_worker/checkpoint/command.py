@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from ryzanstein.program import ConfigFile
 
 
@@ -34,6 +35,7 @@ def shard(
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+
     from ryzanstein.model_plan import open_checkpoint, read_model_config
 
     from .saver import CheckpointSaver

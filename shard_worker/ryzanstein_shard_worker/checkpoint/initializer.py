@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
+from torch import Tensor, nn
+
 from ryzanstein.model_plan import (
     CheckpointIndex,
     ModelConfig,
@@ -17,7 +19,6 @@ from ryzanstein.model_plan import (
     parameters,
     placements,
 )
-from torch import Tensor, nn
 
 from ..communication import CommunicationError, CommunicationHandler
 from .distributor import Read, WeightDistributor

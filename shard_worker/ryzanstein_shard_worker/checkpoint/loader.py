@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 import torch
-from ryzanstein.model_plan import Box, CheckpointIndex, ModelConfig, ModelError, ParameterPlan, module_of
 from torch import Tensor, nn
+
+from ryzanstein.model_plan import Box, CheckpointIndex, ModelConfig, ModelError, ParameterPlan, module_of
 
 from .distributor import Read, WeightDistributor
 from .mapped_file import MappedFile

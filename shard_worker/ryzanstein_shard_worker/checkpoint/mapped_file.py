@@ -9,8 +9,9 @@ import platform
 from types import TracebackType
 
 import torch
-from ryzanstein.model_plan import CheckpointFile, ModelError
 from torch import Tensor
+
+from ryzanstein.model_plan import CheckpointFile, ModelError
 
 from .distributor import ITEM_BYTES, Read
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from ryzanstein.model_plan.safetensors_header import DTYPE_BITS
 from torch import Tensor
+
+from ryzanstein.model_plan.safetensors_header import DTYPE_BITS
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
 from ryzanstein.model_plan import Box, CheckpointIndex, ModelConfig, Placement, placements
 from ryzanstein.model_plan.boxes import sizes
 from ryzanstein.model_plan.layouts import RANKS_FILE, RANKS_VERSION, rank_file_name
-from torch import Tensor
 
 from .distributor import WeightDistributor
 from .mapped_file import TORCH_DTYPES, MappedFile

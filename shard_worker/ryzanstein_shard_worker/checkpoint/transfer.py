@@ -6,8 +6,9 @@ import math
 from typing import Protocol
 
 import torch
-from ryzanstein.model_plan import ModelError
 from torch import Tensor
+
+from ryzanstein.model_plan import ModelError
 
 
 class Transfer(Protocol):

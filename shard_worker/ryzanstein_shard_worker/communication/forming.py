@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import structlog
 import torch
+
 from ryzanstein.v1 import shard_worker_pb2
 
 from .gloo import GlooHandler

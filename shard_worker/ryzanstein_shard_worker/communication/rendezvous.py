@@ -10,8 +10,9 @@ from datetime import timedelta
 from typing import Any
 
 import grpc
-from ryzanstein.v1 import cluster_pb2, cluster_pb2_grpc
 from torch._C._distributed_c10d import Store
+
+from ryzanstein.v1 import cluster_pb2, cluster_pb2_grpc
 
 
 class RendezvousError(Exception):

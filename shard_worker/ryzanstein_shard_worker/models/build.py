@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from ryzanstein.model_plan import ModelConfig, ModelError
 
 from ..communication import CommunicationHandler

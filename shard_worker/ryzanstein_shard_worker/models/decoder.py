@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from ryzanstein.model_plan import ModelConfig, check_tensor_parallel_size
 from torch import Tensor, nn
+
+from ryzanstein.model_plan import ModelConfig, check_tensor_parallel_size
 
 from ..communication import CommunicationHandler
 from ..parallel import (

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from ryzanstein.model_plan import split_range
 from torch import Tensor
+
+from ryzanstein.model_plan import split_range
 
 
 @dataclass(frozen=True, slots=True)

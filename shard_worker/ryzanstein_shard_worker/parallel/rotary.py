@@ -6,8 +6,9 @@ import math
 from typing import NamedTuple
 
 import torch
-from ryzanstein.model_plan import RopeScaling
 from torch import Tensor, nn
+
+from ryzanstein.model_plan import RopeScaling
 
 
 class Rotation(NamedTuple):

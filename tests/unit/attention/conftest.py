@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
 from ryzanstein_shard_worker.native.attention import Isa, NativeAttention
 from ryzanstein_shard_worker.native.library import load_library
 

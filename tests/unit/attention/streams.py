@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from ryzanstein_shard_worker.native.attention import NativeAttention
 from ryzanstein_shard_worker.paged_attention import KVPool, StepLayout, make_attend
-from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)

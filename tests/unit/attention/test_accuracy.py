@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from ryzanstein_shard_worker.native.attention import NativeAttention
 
 from .streams import Cache, Shape, Stream, plain_attention

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from ryzanstein_shard_worker.native.attention import NativeAttention
 
 from .streams import Cache, Shape, Stream, same_bits, token_by_token

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from ryzanstein_shard_worker.native.attention import NativeAttention
 from ryzanstein_shard_worker.paged_attention import KVPool, StepLayout, make_attend
-from torch import Tensor
 
 from .streams import same_bits
 

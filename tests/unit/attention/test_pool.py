@@ -6,6 +6,7 @@ import ctypes
 
 import pytest
 import torch
+
 from ryzanstein_shard_worker.native.attention import Isa, NativeAttention, native_attention
 from ryzanstein_shard_worker.paged_attention import KVPool, StepLayout, make_attend
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+
 from ryzanstein_shard_worker.communication import CommunicationHandler
 from ryzanstein_shard_worker.communication.gloo import GlooHandler
 from ryzanstein_shard_worker.communication.gloo_group import form_gloo_group

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import typer
+
 from ryzanstein.model_plan import open_checkpoint
 from ryzanstein.program import run
 from ryzanstein_shard_worker.checkpoint.command import register_shard_command
-
 from tests.checkpoints import Checkpoints
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from ryzanstein.model_plan import (
     CheckpointFile,
     CheckpointIndex,
@@ -20,8 +22,6 @@ from ryzanstein.model_plan import (
 )
 from ryzanstein.model_plan.boxes import sizes, volume, whole
 from ryzanstein_shard_worker.checkpoint import WeightDistributor
-from torch import Tensor
-
 from tests.unit.model_plan.configs import records
 
 from .weights import assert_same_bits, cut, random_tensors, slices

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from ryzanstein.model_plan import ModelError, open_checkpoint, read_model_config
 from ryzanstein_shard_worker.checkpoint import (
     DistributedCheckpointLoader,
@@ -17,8 +19,6 @@ from ryzanstein_shard_worker.checkpoint import (
     InitializationError,
 )
 from ryzanstein_shard_worker.communication import CommunicationError, CommunicationHandler
-from torch import Tensor
-
 from tests.checkpoints import Checkpoints
 
 from .ranks import Ranks

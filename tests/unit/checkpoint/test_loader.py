@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
 from ryzanstein.model_plan import (
     CheckpointIndex,
     ModelError,
@@ -21,9 +24,6 @@ from ryzanstein.model_plan import (
 from ryzanstein_shard_worker.checkpoint import CheckpointSaver, DistributedCheckpointLoader
 from ryzanstein_shard_worker.communication import RebindableHandler
 from ryzanstein_shard_worker.models import build_model
-from safetensors.torch import save_file
-from torch import Tensor, nn
-
 from tests.checkpoints import FAMILIES, Checkpoints
 
 from .weights import assert_same_bits, cut, module_of_parameters, read_whole, write_tensors

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ryzanstein.model_plan import read_model_config, source_tensors, weight_bytes_per_rank
 from ryzanstein_shard_worker.checkpoint.safetensors_writer import StoredTensor, encode_header
-
 from tests.unit.model_plan.configs import LLAMA, write_config
 
 _MIB = 1 << 20

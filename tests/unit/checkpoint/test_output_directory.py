@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from ryzanstein_shard_worker.checkpoint.output_directory import OutputError, new_directory
 
 

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from ryzanstein_shard_worker.checkpoint import read_ahead
 from ryzanstein_shard_worker.checkpoint.read_ahead import ReadAhead, Span
 

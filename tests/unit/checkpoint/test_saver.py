@@ -12,6 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
+
 from ryzanstein.model_plan import (
     ModelConfig,
     ModelError,
@@ -25,8 +27,6 @@ from ryzanstein_shard_worker.checkpoint import CheckpointSaver
 from ryzanstein_shard_worker.checkpoint import saver as saver_module
 from ryzanstein_shard_worker.checkpoint.output_directory import OutputError
 from ryzanstein_shard_worker.checkpoint.safetensors_writer import StoredTensor, write_safetensors
-from safetensors.torch import load_file
-
 from tests.checkpoints import FAMILIES, Checkpoints
 from tests.unit.model_plan.configs import LLAMA, records
 

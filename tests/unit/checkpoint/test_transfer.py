@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ryzanstein.model_plan import ModelError
 from ryzanstein_shard_worker.checkpoint.transfer import (
     DirectTransfer,

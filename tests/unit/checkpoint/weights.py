@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from ryzanstein.model_plan import Box, ModelConfig, parameters, placements, source_tensors
-from ryzanstein_shard_worker.checkpoint.safetensors_writer import StoredTensor, write_safetensors
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from ryzanstein.model_plan import Box, ModelConfig, parameters, placements, source_tensors
+from ryzanstein_shard_worker.checkpoint.safetensors_writer import StoredTensor, write_safetensors
 
 _CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+
 from ryzanstein.v1 import inference_pb2 as pb
 from ryzanstein.v1 import inference_pb2_grpc, operations_pb2, operations_pb2_grpc, sampling_pb2
 from ryzanstein.wire import SERVER_OPTIONS, StatusError, StatusInterceptor, invalid_argument, not_found

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import grpc
 import pytest
+
 from ryzanstein.wire import StatusError, resource_exhausted, unavailable
 from ryzanstein_client import (
     AsyncClient,

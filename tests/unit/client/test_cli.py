@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from ryzanstein.program import run
 from ryzanstein.v1 import operations_pb2
 from ryzanstein_client.cli import main as cli_main

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from ryzanstein.program import ProgramError
 from ryzanstein_client.cli.demo import MAX_TOKENS, Question, read_questions, show
 from ryzanstein_client.cli.demo_cluster import DemoCluster, bundled_model, free_port

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import ryzanstein_client
 from ryzanstein_client import AsyncClient, Client, RyzansteinError
 

@@ -10,6 +10,7 @@ import grpc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from ryzanstein.v1 import inference_pb2 as pb
 from ryzanstein.v1 import sampling_pb2
 from ryzanstein_client.errors import (

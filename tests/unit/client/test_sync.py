@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from ryzanstein_client import (
     Client,
     CompletionStream,

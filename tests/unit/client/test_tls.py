@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+
 from ryzanstein_client import AsyncClient, Client, Disconnected
 
 from .scripted_coordinator import ScriptedCoordinator, expected_tokens

@@ -9,10 +9,10 @@ from datetime import timedelta
 
 import grpc
 import pytest
-from ryzanstein.wire import CHANNEL_OPTIONS
-from ryzanstein_shard_worker.communication.rendezvous import Attempt, CoordinatorStore, RendezvousError
 from torch._C._distributed_c10d import PrefixStore
 
+from ryzanstein.wire import CHANNEL_OPTIONS
+from ryzanstein_shard_worker.communication.rendezvous import Attempt, CoordinatorStore, RendezvousError
 from tests.distributed.rendezvous_server import RendezvousServer
 
 

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+
 from ryzanstein_shard_worker.communication import (
     CommunicationError,
     CommunicationProfiler,

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from ryzanstein_shard_worker.native import library
 
 SOURCE = Path(__file__).parents[3] / "shard_worker"

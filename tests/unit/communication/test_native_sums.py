@@ -6,10 +6,11 @@ import ctypes
 
 import pytest
 import torch
+from torch import Tensor
+
 from ryzanstein_shard_worker.communication.sums import ordered_sum
 from ryzanstein_shard_worker.native.library import load_library
 from ryzanstein_shard_worker.native.shared_memory import DTYPES
-from torch import Tensor
 
 pytestmark = pytest.mark.skipif(load_library() is None, reason="the native library is not built here")
 

@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch._C._distributed_c10d import HashStore, ProcessGroupGloo
+
 from ryzanstein_shard_worker.communication import CommunicationError, LastOperation
 from ryzanstein_shard_worker.communication.launch_watch import LaunchWatch
 from ryzanstein_shard_worker.communication.nccl import NcclHandler, why_no_nccl
 from ryzanstein_shard_worker.communication.sums import ordered_sum
-from torch._C._distributed_c10d import HashStore, ProcessGroupGloo
 
 
 class Event:
@@ -134,7 +135,6 @@ def test_a_host_without_gpus_says_why_there_is_no_nccl() -> None:
 def test_two_gpus_form_a_group_and_sum() -> None:
     """Each rank a process of its own, as NCCL wants it."""
     from ryzanstein.v1 import shard_worker_pb2
-
     from tests.distributed.ranks import Ranks
 
     with Ranks(2) as ranks:

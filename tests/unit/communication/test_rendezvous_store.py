@@ -6,6 +6,7 @@ import asyncio
 
 import grpc
 import pytest
+
 from ryzanstein.v1 import cluster_pb2
 from ryzanstein.wire import StatusError
 from ryzanstein_coordinator.rendezvous import MAX_BYTES, MAX_KEYS, RendezvousStore

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+
 from ryzanstein_shard_worker.communication.segment import Ack, waiting_times_us, why_not
 from ryzanstein_shard_worker.communication.shared_memory import describe
 from ryzanstein_shard_worker.native.shared_memory import (

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 
 import pytest
+from torch._C._distributed_c10d import HashStore
+
 from ryzanstein_shard_worker.communication import CommunicationError
 from ryzanstein_shard_worker.communication.tcp_step_channel import (
     _ADDRESS_KEY,
@@ -16,7 +18,6 @@ from ryzanstein_shard_worker.communication.tcp_step_channel import (
     TcpStepChannel,
     connect_step_channel,
 )
-from torch._C._distributed_c10d import HashStore
 
 
 def connect(

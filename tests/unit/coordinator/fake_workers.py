@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+
 from ryzanstein import NUMERICS_VERSION, WIRE_VERSION
 from ryzanstein.v1 import (
     cluster_pb2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from ryzanstein_coordinator.config import ConfigError, OrchestratorConfig, default_state_dir
 
 from .cluster_builders import configuration

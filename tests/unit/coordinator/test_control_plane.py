@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+
 from ryzanstein_coordinator import events
 from ryzanstein_coordinator.state import (
     Cause,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ryzanstein_coordinator.epoch_store import EpochStore, StoreError
 from ryzanstein_coordinator.state import Member
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ryzanstein_coordinator.failure_recovery import TREATMENTS, FailureRecoveryManager
 from ryzanstein_coordinator.health_monitor import Fault
 from ryzanstein_coordinator.state import Cause, GroupRecord, Member, Phase, Recovery

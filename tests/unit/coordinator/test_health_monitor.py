@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
+
 from ryzanstein_coordinator.health_monitor import Fault, HealthMonitor
 from ryzanstein_coordinator.state import (
     Cause,

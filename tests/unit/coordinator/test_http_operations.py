@@ -13,6 +13,7 @@ import httpx
 from fastapi import FastAPI
 from google.protobuf.descriptor import Descriptor
 from prometheus_client.parser import text_string_to_metric_families
+
 from ryzanstein.v1 import operations_pb2
 from ryzanstein_coordinator.cluster_metrics import ClusterCollector
 from ryzanstein_coordinator.http_operations import operations_routes

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ryzanstein_coordinator.memory_ledger import format_bytes, rank_needs
 from ryzanstein_coordinator.resource_allocator import CPU_CACHE_BYTES, DeviceShare, ResourceAllocator
 

@@ -6,6 +6,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
+
 from ryzanstein.v1.shard_worker_pb2 import SchedulerStats
 from ryzanstein_coordinator.metrics import Metrics
 from ryzanstein_coordinator.state import Cause, ClusterState, GroupRecord, Recovery, Telemetry

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+
 from ryzanstein import NUMERICS_VERSION
 from ryzanstein.v1 import cluster_pb2, cluster_pb2_grpc, operations_pb2, operations_pb2_grpc, shard_worker_pb2
 from ryzanstein_coordinator.epoch_store import EpochStore

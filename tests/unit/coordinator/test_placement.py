@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ryzanstein_coordinator.placement import backend_of, likely_rank, natural_key, place
 from ryzanstein_coordinator.state import Member, ShardKey
 

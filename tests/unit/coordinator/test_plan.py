@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from ryzanstein.model_plan import ModelError
 from ryzanstein_coordinator.plan import plan_for_devices, plan_json, render_plan
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import grpc
 import pytest
+
 from ryzanstein import NUMERICS_VERSION, WIRE_VERSION
 from ryzanstein.v1 import cluster_pb2
 from ryzanstein.wire import StatusError

@@ -9,6 +9,7 @@ import random
 from functools import partial
 
 import pytest
+
 from ryzanstein_coordinator import events
 from ryzanstein_coordinator.state import ClusterState
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from ryzanstein_shard_worker.philox import gumbel_noise, philox4x32
 
 

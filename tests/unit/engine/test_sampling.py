@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ryzanstein_shard_worker.sampling import sample
 
 from .sequences import sequence

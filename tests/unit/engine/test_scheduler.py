@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ryzanstein.v1 import sampling_pb2, shard_worker_pb2
 from ryzanstein_shard_worker.kv_cache import BlockAllocator, blocks_for
 from ryzanstein_shard_worker.scheduler import Batch, Limits, Scheduler

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
+
 from ryzanstein.model_plan import ModelConfig
 
 #: What a config.json of Llama must have, in the spelling of transformers 4.

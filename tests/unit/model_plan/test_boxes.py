@@ -6,6 +6,7 @@ import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ryzanstein.model_plan import Box
 from ryzanstein.model_plan.boxes import (
     intersection,

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
 from ryzanstein.model_plan import (
     CheckpointIndex,
     ModelError,
@@ -17,8 +19,6 @@ from ryzanstein.model_plan import (
     read_model_config,
     source_tensors,
 )
-from safetensors.numpy import load_file, save_file
-
 from tests.checkpoints import FAMILIES, Checkpoints
 
 _INDEX = "model.safetensors.index.json"

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ryzanstein.model_plan import (
     ModelError,
     decode_model_config,
     encode_model_config,
     read_model_config,
 )
-
 from tests.checkpoints import FAMILIES, Checkpoints
 
 from .configs import LLAMA, record, records, write_config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ryzanstein.model_plan import (
     ModelError,
     kv_bytes_per_token,
@@ -11,7 +12,6 @@ from ryzanstein.model_plan import (
     read_model_config,
     weight_bytes_per_rank,
 )
-
 from tests.checkpoints import FAMILIES, Checkpoints, make_model
 
 from .configs import record

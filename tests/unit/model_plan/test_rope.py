@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ryzanstein.model_plan import ModelConfig, ModelError, read_model_config
 
 from .configs import LLAMA, write_config

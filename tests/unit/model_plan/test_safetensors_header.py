@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError, safe_open
+
 from ryzanstein.model_plan import ModelError
 from ryzanstein.model_plan.safetensors_header import MAX_HEADER_BYTES, SafetensorsHeader, read_header
-from safetensors import SafetensorError, safe_open
 
 _VALID: dict[str, Any] = {
     "__metadata__": {"format": "pt"},

@@ -8,6 +8,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ryzanstein.model_plan import (
     ModelConfig,
     ModelError,
@@ -23,7 +24,6 @@ from ryzanstein.model_plan import (
     tensor_parallel_sizes,
 )
 from ryzanstein.model_plan.boxes import intersection, is_within, sizes, uncovered, volume, whole
-
 from tests.checkpoints import FAMILIES, Checkpoints
 
 from .configs import record, records

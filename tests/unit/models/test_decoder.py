@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from ryzanstein.model_plan import (
     ModelConfig,
     ModelError,
@@ -17,7 +18,6 @@ from ryzanstein_shard_worker.communication import CommunicationHandler, SingleHa
 from ryzanstein_shard_worker.models import build_model
 from ryzanstein_shard_worker.parallel import dense_causal_attend
 from ryzanstein_shard_worker.parallel.packed_weight import can_pack
-
 from tests.checkpoints import FAMILIES, Checkpoints
 from tests.loaded_models import CPU, load_model
 from tests.ranks import run_ranks

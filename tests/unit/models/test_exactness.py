@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor
+
 from ryzanstein_shard_worker.communication import CommunicationHandler
 from ryzanstein_shard_worker.models import Decoder
 from ryzanstein_shard_worker.native.attention import native_attention
 from ryzanstein_shard_worker.paged_attention import KVPool, StepLayout, make_attend
 from ryzanstein_shard_worker.parallel import TensorParallelTransformerBlock
 from ryzanstein_shard_worker.parallel.packed_weight import can_pack
-from torch import Tensor
-
 from tests.checkpoints import Checkpoints
 from tests.loaded_models import CPU, load_model
 from tests.ranks import run_ranks

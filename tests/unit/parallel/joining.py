@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from ryzanstein_shard_worker.parallel import FeatureSlice
 from torch import Tensor
+
+from ryzanstein_shard_worker.parallel import FeatureSlice
 
 CPU = torch.device("cpu")
 F32 = torch.float32

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
 from ryzanstein_shard_worker.communication import CommunicationHandler, SingleHandler
 from ryzanstein_shard_worker.parallel import (
     ColumnParallelLinear,
@@ -20,9 +23,6 @@ from ryzanstein_shard_worker.parallel import (
     head_slice,
 )
 from ryzanstein_shard_worker.parallel.mlp import swiglu
-from torch import Tensor, nn
-from torch.nn import functional
-
 from tests.ranks import run_ranks
 
 from .joining import CPU, F32, joined, random

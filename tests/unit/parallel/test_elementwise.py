@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional
+
 from ryzanstein_shard_worker.native.elementwise import DTYPES, NativeElementwise, native_elementwise
 from ryzanstein_shard_worker.native.library import load_library
 from ryzanstein_shard_worker.parallel import RMSNorm, RotaryEmbedding
 from ryzanstein_shard_worker.parallel.rotary import rotate
-from torch import Tensor
-from torch.nn import functional
 
 from .joining import CPU, random
 

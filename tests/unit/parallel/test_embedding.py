@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ryzanstein_shard_worker.communication import CommunicationHandler
-from ryzanstein_shard_worker.parallel import FeatureSlice, ParallelEmbedding, VocabularyParallelHead
 from torch import Tensor
 from torch.nn import functional
 
+from ryzanstein_shard_worker.communication import CommunicationHandler
+from ryzanstein_shard_worker.parallel import FeatureSlice, ParallelEmbedding, VocabularyParallelHead
 from tests.ranks import run_ranks
 
 from .joining import CPU, F32, joined, random

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from ryzanstein_shard_worker.communication import CommunicationHandler
 from ryzanstein_shard_worker.parallel import (
     ColumnParallelLinear,
@@ -13,8 +15,6 @@ from ryzanstein_shard_worker.parallel import (
     RowParallelLinear,
     even_slice,
 )
-from torch import Tensor, nn
-
 from tests.ranks import run_ranks
 
 from .joining import CPU, F32, joined, random

@@ -6,6 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
 from ryzanstein_shard_worker.communication import CommunicationHandler, SingleHandler
 from ryzanstein_shard_worker.parallel import (
     ColumnParallelLinear,
@@ -16,9 +19,6 @@ from ryzanstein_shard_worker.parallel import (
 )
 from ryzanstein_shard_worker.parallel.packed_weight import PackedWeight, can_pack
 from ryzanstein_shard_worker.parallel.row_counts import RowCounts, agreeing, row_counts
-from torch import Tensor
-from torch.nn import functional
-
 from tests.ranks import run_ranks
 
 from .joining import CPU, F32, random

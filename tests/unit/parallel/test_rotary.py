@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from ryzanstein.model_plan import RopeScaling
 from ryzanstein_shard_worker.parallel import RotaryEmbedding
 from ryzanstein_shard_worker.parallel.rotary import inverse_frequencies, rotate

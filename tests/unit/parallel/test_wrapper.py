@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
 from ryzanstein_shard_worker.communication import CommunicationHandler, SingleHandler
 from ryzanstein_shard_worker.parallel import (
     ColumnParallelLinear,
@@ -18,9 +21,6 @@ from ryzanstein_shard_worker.parallel import (
     RowParallelLinear,
 )
 from ryzanstein_shard_worker.parallel.plan import STYLES, Style, resolve_plan
-from torch import Tensor, nn
-from torch.nn import functional
-
 from tests.ranks import run_ranks
 
 from .joining import joined, random

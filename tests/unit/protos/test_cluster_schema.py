@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from tools.cluster_schema import PATH, schema, text
+
 from ryzanstein.v1 import operations_pb2
 from ryzanstein.wire import to_plain
-
-from tools.cluster_schema import PATH, schema, text
 
 
 def test_the_published_schema_follows_the_message() -> None:

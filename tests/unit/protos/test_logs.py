@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import structlog
+
 from ryzanstein.logs import ChangeLog, configure_logging, request_context
 from ryzanstein.settings import SettingsError
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import pytest
 import typer
+
 from ryzanstein.program import EXTRA_OF_MODULE, ConfigFile, ProgramError, run
 
 ROOT = Path(__file__).parents[3]

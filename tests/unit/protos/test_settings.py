@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from ryzanstein.settings import SettingsError, environment_variable, read_settings
 
 KNOWN = {

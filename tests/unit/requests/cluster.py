@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import grpc
+
 from ryzanstein.v1.inference_pb2_grpc import InferenceServiceStub, add_InferenceServiceServicer_to_server
 from ryzanstein.v1.sampling_pb2 import SamplingParams
 from ryzanstein.v1.shard_worker_pb2 import SchedulerStats

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import grpc
+
 from ryzanstein.v1.sampling_pb2 import (
     FINISH_REASON_LENGTH,
     FINISH_REASON_STOP,

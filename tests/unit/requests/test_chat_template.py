@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from ryzanstein.model_plan import ModelError
 from ryzanstein.wire import StatusError
 from ryzanstein_coordinator.chat_template import ChatTemplate, read_chat_template

@@ -8,6 +8,7 @@ import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ryzanstein.v1.sampling_pb2 import SamplingParams
 from ryzanstein.wire import StatusError
 from ryzanstein_coordinator.admission import AdmissionGate, AdmissionLimits, Load, admit, retry_delay_s

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+
 from ryzanstein_coordinator.detokenizer import REPLACEMENT, IncrementalDetokenizer, WindowDetokenizer
 from ryzanstein_coordinator.token_text import read_decoder
 from ryzanstein_coordinator.tokenization import ModelTokenizer
-from tokenizers import Tokenizer, decoders, models
 
 from .trained_tokenizers import ADDED, byte_fallback, byte_level, metaspace, word_piece
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+
 from ryzanstein.wire import MAX_MESSAGE_BYTES, StatusError
 from ryzanstein_coordinator.admission import AdmissionLimits
 from ryzanstein_coordinator.group_stream import submission

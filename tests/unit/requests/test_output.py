@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ryzanstein.v1.sampling_pb2 import TokenLogprobs
 from ryzanstein_coordinator.output import RecordedOutput
 from ryzanstein_coordinator.stop_strings import StopAutomaton

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
 from ryzanstein.model_plan import ModelError
 from ryzanstein.wire import StatusError
 from ryzanstein_coordinator.chat_template import ChatTemplate

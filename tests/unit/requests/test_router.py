@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+
 from ryzanstein.v1.sampling_pb2 import FINISH_REASON_CANCELLED, FINISH_REASON_ERROR
 from ryzanstein.v1.shard_worker_pb2 import ExecuteResponse
 from ryzanstein_coordinator.requests import Place

@@ -9,6 +9,7 @@ import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ryzanstein.v1.sampling_pb2 import SamplingParams
 from ryzanstein.wire import StatusError
 from ryzanstein_coordinator.sampling_params import check_sampling, resolve_sampling

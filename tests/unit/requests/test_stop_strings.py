@@ -7,6 +7,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ryzanstein_coordinator.stop_strings import StopAutomaton, StopMatch, StopMatcher
 
 #: Few letters, so that stop texts overlap, repeat and contain each other.

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+
 from ryzanstein_coordinator.token_text import DecoderRules, read_decoder
 
 REPLACE = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
