@@ -14,11 +14,11 @@ PYTEST_FLAGS ?=
 demo: $(VENV)/.run
 	$(BIN)/ryzanstein demo
 
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+test: test-unit
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) --ignore tests/unit
 
 test-unit: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/unit $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/unit --numprocesses 2
 
 check: lint types proto-check coverage
 

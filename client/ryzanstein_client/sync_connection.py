@@ -171,7 +171,8 @@ class _Farewells:
 
     def wait(self) -> None:
         if self._thread is not None:
-            self._thread.join(2 * LEAVE_TIMEOUT_S)
+            with suppress(RuntimeError):  # Ctrl-C came while it was being started: there is nothing to wait for
+                self._thread.join(2 * LEAVE_TIMEOUT_S)
 
     def _run(self) -> None:
         while (farewell := self._queue.get()) is not None:
