@@ -54,10 +54,12 @@ async def test_a_stream_has_every_token_once(path: RequestPath, new_leader: NewL
 async def test_streams_go_on_with_the_next_leader_where_the_dead_one_left_them(
     path: RequestPath, new_leader: NewLeader
 ) -> None:
-    first, second = await new_leader(budget=50), await new_leader(epoch=2)
+    first, second = await new_leader(budget=0), await new_leader(epoch=2)
     path.serve(first)
     prompts = [[20 + i] * (1 + i) for i in range(8)]
     subscriptions = [await path.ask(prompt, max_tokens=30) for prompt in prompts]
+    await eventually(lambda: first.running == 8)  # so that each of them gets some of the tokens
+    first.allow(50)
     await eventually(lambda: path.seen.generated == 50)
 
     await first.die()
