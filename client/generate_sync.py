@@ -7,8 +7,6 @@ The two differ only in words: `await` and `async` go, names change as listed bel
 kind (channels, threads, event loops) is in aio_connection.py and sync_connection.py, written by hand.
 """
 
-
-
 from __future__ import annotations
 
 import re

@@ -171,7 +171,9 @@ class _Farewells:
 
     def wait(self) -> None:
         if self._thread is not None:
-            with suppress(RuntimeError):  # Ctrl-C came while it was being started: there is nothing to wait for
+            with suppress(
+                RuntimeError
+            ):  # Ctrl-C came while it was being started: there is nothing to wait for
                 self._thread.join(2 * LEAVE_TIMEOUT_S)
 
     def _run(self) -> None:

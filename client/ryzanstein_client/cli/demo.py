@@ -22,7 +22,7 @@ from .demo_cluster import DemoCluster, bundled_model, free_port
 if TYPE_CHECKING:
     from ryzanstein_client.sync import Client
 
-    from .demo_view import DemoView
+    from .demo_view import Asked, DemoView
 
 READY_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 60.0
@@ -35,16 +35,6 @@ class Question:
 
     question: str
     answer: str
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """How a question went. `seconds` from sending it to the last token."""
-
-    right: bool
-    tokens: int
-    first_token_s: float
-    seconds: float
 
 
 def commands(app: typer.Typer) -> None:
@@ -108,6 +98,8 @@ def show(cluster: DemoCluster, questions: list[Question], view: DemoView) -> Non
 
 def ask(client: Client, question: Question, view: DemoView) -> Asked:
     """Streams one answer and checks it."""
+    from .demo_view import Asked
+
     view.question(question.question)
     sent_s = time.monotonic()
     first_s, tokens, text = None, 0, ""

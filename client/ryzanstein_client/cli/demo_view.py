@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -11,10 +12,19 @@ from rich.text import Text
 from .cluster_view import OutputConsole, render_cluster
 
 if TYPE_CHECKING:
-    from .demo import Asked
     from .demo_cluster import Ready
 
 _RIGHT, _WRONG = "✓", "✗"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How a question went. `seconds` from sending it to the last token."""
+
+    right: bool
+    tokens: int
+    first_token_s: float
+    seconds: float
 
 
 class DemoView:
