@@ -11,7 +11,6 @@ SHOWCASE = (
     "What is 347 + 285?",
     "Sort the numbers 42, 7, 93, 56.",
     "What day is 5 days after Tuesday?",
-    "How many times does the letter r appear in strawberry?",
     "Spell planet backwards.",
     "What is 502 - 178?",
     "Put walnut, apple, lemon, dragon in alphabetical order.",
