@@ -18,10 +18,16 @@ from .data import TASKS, Question, check, sample_questions
 from .train import FOLDER
 
 _BATCH_SIZE = 64
+# The ways to put a question; the answer must not depend on it.
 _PROMPTS = {
     "chat": "<|begin|><|user|>{}<|end|><|assistant|>",
     "plain": "<|begin|>{}",
     "qa": "<|begin|>Q: {}\nA:",
+    "second-turn": (
+        "<|begin|><|user|>What is 12 + 30?<|end|><|assistant|>Ones: 2 + 0 = 2. Tens: 1 + 3 = 4. "
+        "So 12 + 30 = 42.<|end|><|user|>{}<|end|><|assistant|>"
+    ),
+    "system": "<|begin|><|system|>You are a helpful assistant.<|end|><|user|>{}<|end|><|assistant|>",
 }
 
 
@@ -43,7 +49,7 @@ def answers(
     return [str(text) for text in tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)]
 
 
-def right_per_task(
+def wrong_per_task(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], prompt: str
 ) -> dict[str, list[tuple[Question, str]]]:
     """For each task, the questions that were answered wrong with what was said instead."""
@@ -79,7 +85,7 @@ def main() -> None:
     model = LlamaForCausalLM.from_pretrained(chosen.folder, dtype=getattr(torch, chosen.dtype)).eval()
     names = chosen.tasks or [task.name for task in TASKS]
     questions = sample_questions(chosen.seed, chosen.per_task * len(names), names)
-    wrong = right_per_task(model, tokenizer, questions, _PROMPTS[chosen.form])
+    wrong = wrong_per_task(model, tokenizer, questions, _PROMPTS[chosen.form])
     for name in names:
         right = chosen.per_task - len(wrong[name])
         print(f"{name:22} {right:4} of {chosen.per_task}  {right / chosen.per_task:7.1%}")

@@ -155,6 +155,8 @@ def in_words(number: int) -> str:
     return f"{_UNITS[number // 100]} hundred{rest}"
 
 
+# Below twenty, names follow no rule.
+_IRREGULAR = frozenset(text for number in range(20) for text in (str(number), in_words(number)))
 _NUMBER_OF = {in_words(number): number for number in range(1000)}
 
 
@@ -215,7 +217,7 @@ NUMBER_TASKS = (
         ("Sort the numbers {numbers:ints}.", "Sort {numbers:ints}.", "Put {numbers:ints} in order."),
         _draw_list,
         _sort,
-        weight=2.5,
+        weight=3.0,
     ),
     Task("parity", ("Is {a:int} even or odd?",), _draw_number, _parity, weight=0.5),
     Task(
@@ -225,9 +227,9 @@ NUMBER_TASKS = (
         _sequence,
         weight=2.0,
     ),
-    Task("count", ("Count from {a:int} to {b:int}.",), _draw_count, _count, weight=1.3),
+    Task("count", ("Count from {a:int} to {b:int}.",), _draw_count, _count, weight=1.6),
     Task("long count", ("Count from {a:int} to {b:int}.",), _draw_long_count, _count, weight=0.02),
-    Task("count down", ("Count down from {a:int} to {b:int}.",), _draw_count_down, _count, weight=1.2),
+    Task("count down", ("Count down from {a:int} to {b:int}.",), _draw_count_down, _count, weight=1.7),
     Task(
         "count in steps",
         ("Count from {a:int} to {b:int} in steps of {step:int}.",),
@@ -248,11 +250,13 @@ NUMBER_TASKS = (
         ("Write {a:int} in words.", "How do you write {a:int} in words?"),
         _draw_number,
         _to_words,
+        irregular=_IRREGULAR,
     ),
     Task(
         "words to number",
         ("Write {words:text} as a number.", "Write {words:text} in digits."),
         _draw_number_words,
         _from_words,
+        irregular=_IRREGULAR,
     ),
 )

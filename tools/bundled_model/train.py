@@ -136,7 +136,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--tokens-per-step", type=int, default=2048)
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument(
