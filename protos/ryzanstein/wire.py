@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 #: Largest message either side accepts. A 128k-token prompt of ids is under 1 MB; a prompt of 10 MB is refused.
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
@@ -95,7 +95,8 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
     """The one place where an exception becomes a status.
 
     `on_internal(method, error)` is told of every exception that is not a `StatusError`: that is a defect of ours,
-    and the caller gets INTERNAL with its type but without its text.
+    and the caller gets INTERNAL with its type but without its text. Bytes that are no message are the caller's
+    mistake: INVALID_ARGUMENT, and nothing is logged.
     """
 
     def __init__(self, on_internal: Callable[[str, BaseException], None]) -> None:
@@ -110,11 +111,14 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:  # unknown method: gRPC answers UNIMPLEMENTED by itself
             return handler
         method = handler_call_details.method
+        deserializer = _tolerant_deserializer(method, handler)
         if handler.response_streaming:
             inner = handler.stream_stream or handler.unary_stream
 
             async def stream(request: Any, context: Any) -> Any:
                 try:
+                    if isinstance(request, StatusError):
+                        raise request
                     async for response in inner(request, context):
                         yield response
                 except Exception as error:  # noqa: BLE001 - this is where every exception ends
@@ -125,11 +129,13 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
                 if handler.request_streaming
                 else grpc.unary_stream_rpc_method_handler
             )
-            return wrap(stream, handler.request_deserializer, handler.response_serializer)
+            return wrap(stream, deserializer, handler.response_serializer)
         inner = handler.stream_unary or handler.unary_unary
 
         async def unary(request: Any, context: Any) -> Any:
             try:
+                if isinstance(request, StatusError):
+                    raise request
                 return await inner(request, context)
             except Exception as error:  # noqa: BLE001 - this is where every exception ends
                 await self._fail(method, context, error)
@@ -139,7 +145,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             if handler.request_streaming
             else grpc.unary_unary_rpc_method_handler
         )
-        return wrap(unary, handler.request_deserializer, handler.response_serializer)
+        return wrap(unary, deserializer, handler.response_serializer)
 
     async def _fail(self, method: str, context: Any, error: Exception) -> None:
         if isinstance(
@@ -150,6 +156,29 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             await abort_with(context, error)
         self._on_internal(method, error)
         await context.abort(grpc.StatusCode.INTERNAL, f"internal error ({type(error).__name__}) in {method}")
+
+
+def _tolerant_deserializer(method: str, handler: Any) -> Callable[[bytes], Any] | None:
+    """The handler's own deserializer, but bytes that are no message become INVALID_ARGUMENT.
+
+    gRPC reads a stream's messages when the handler asks for them: the error is raised there. A single request is
+    read before anything of ours is called, where an exception would be logged as a defect: the error is returned in
+    the request's place.
+    """
+    deserialize = handler.request_deserializer
+    if deserialize is None:
+        return None
+
+    def tolerant(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except (DecodeError, UnicodeDecodeError) as error:
+            refusal = invalid_argument(f"what came to {method} is not the message that it takes: {error}")
+            if handler.request_streaming:
+                raise refusal from None
+            return refusal
+
+    return tolerant
 
 
 def to_plain(message: Message) -> dict[str, Any]:
