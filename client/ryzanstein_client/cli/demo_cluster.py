@@ -6,14 +6,13 @@ import contextlib
 import ctypes
 import importlib.util
 import os
-import queue
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import Self
 from ryzanstein.program import EXIT_USAGE, ProgramError
 from ryzanstein.settings import ENVIRONMENT_PREFIX
 
-_READY = re.compile(r"ready grpc=(?P<grpc>\S+) http=(?P<http>\S+) model=(?P<model>\S+)")
+_READY = re.compile(r"^ready grpc=(?P<grpc>\S+) http=(?P<http>\S+) model=(?P<model>\S+).*\n", re.MULTILINE)
 _PR_SET_PDEATHSIG = 1
 _LOG_LINES_SHOWN = 12
 
@@ -72,11 +71,10 @@ class DemoCluster:
         self._command = list(command)
         self._drain_s = drain_s
         self._kill_s = kill_s
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._output = b""
         self.grpc_port = grpc_port
         self.log_path = Path()
-        self._process: subprocess.Popen[str]
-        self._reader: threading.Thread
+        self._process: subprocess.Popen[bytes]
 
     @property
     def pid(self) -> int:
@@ -96,12 +94,10 @@ class DemoCluster:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=environment,
-                text=True,
+                bufsize=0,
                 start_new_session=True,
                 preexec_fn=_end_with_parent,  # noqa: PLW1509 - no thread runs yet
             )
-            self._reader = threading.Thread(target=self._read, daemon=True)
-            self._reader.start()
         except BaseException:  # interrupted on the way; a child that is not known yet ends with this process
             if hasattr(self, "_process"):
                 self._kill()
@@ -119,6 +115,8 @@ class DemoCluster:
                 self._end()
             except KeyboardInterrupt:  # one who can't wait
                 self._kill()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
         if kind is None or issubclass(kind, KeyboardInterrupt):
             self.log_path.unlink(missing_ok=True)
 
@@ -126,10 +124,10 @@ class DemoCluster:
         """What the ready line says; calls `watch` meanwhile. Raises ProgramError with the end of the log."""
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
-            with contextlib.suppress(queue.Empty):
-                match = _READY.match(self._lines.get(timeout=every_s))
-                if match:
-                    return Ready(match["grpc"], match["http"], match["model"])
+            self._read(every_s)
+            match = _READY.search(self._output.decode(errors="replace"))
+            if match:
+                return Ready(match["grpc"], match["http"], match["model"])
             if self._process.poll() is not None:
                 raise self._failed(
                     f"the cluster ended with code {self._process.returncode} before it was ready"
@@ -157,11 +155,16 @@ class DemoCluster:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def _read(self) -> None:
+    def _read(self, timeout_s: float) -> None:
+        """Takes in what the child prints within the time. Not in a thread: it would still read when this process
+        ends, and an interpreter that shuts down under a thread may end in a crash."""
         assert self._process.stdout is not None
-        with self._process.stdout as lines:
-            for line in lines:
-                self._lines.put(line)
+        if select.select([self._process.stdout], [], [], timeout_s)[0]:
+            data = os.read(self._process.stdout.fileno(), 65536)
+            self._output += data
+            if not data:
+                with contextlib.suppress(subprocess.TimeoutExpired):  # it is about to end
+                    self._process.wait(timeout_s)
 
     def _failed(self, what: str) -> ProgramError:
         lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
