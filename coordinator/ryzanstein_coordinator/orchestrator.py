@@ -118,11 +118,11 @@ class MultiGPUOrchestrator:
         if self._closed:
             return
         self.begin_drain()
+        self._closed = True  # that workers leave now is no fault: nothing is decided any more
         if drain_workers:
             epoch = self._state.announced_epoch
             alive = [worker for worker in self._state.workers.values() if worker.alive]
             await self._calls.drain_all(alive, epoch, reason)
-        self._closed = True
         self._changes.close()
         await self._executor.close()
 

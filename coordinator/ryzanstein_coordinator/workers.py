@@ -130,3 +130,9 @@ async def _call(call: grpc.aio.UnaryUnaryCall[Any, T], address: str) -> T:
     except grpc.aio.AioRpcError as error:
         detail = error.details() or "no details"
         raise CallError(error.code(), f"{error.code().name} from {address}: {detail}") from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # Not this task is cancelled: its channel was closed, because the process is gone.
+        raise CallError(grpc.StatusCode.CANCELLED, f"the connection to {address} was closed") from None

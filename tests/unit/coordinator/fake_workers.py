@@ -154,6 +154,8 @@ class FakeWorker(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
         self.joins: list[shard_worker_pb2.JoinGroupRequest] = []
         self.aborts: list[shard_worker_pb2.AbortRequest] = []
         self.drained = asyncio.Event()
+        #: Drain is answered so long after the heartbeat stream has ended.
+        self.answers_drain_late_s = 0.0
         self.fault: cluster_pb2.Fault | None = None
         self.refused = ""
         self._silent = False
@@ -299,6 +301,7 @@ class FakeWorker(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
         self.drained.set()
         if self._life is not None:
             self._life.cancel()
+        await asyncio.sleep(self.answers_drain_late_s)
         return shard_worker_pb2.DrainResponse(epoch=self.epoch)
 
     def Execute(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802

@@ -12,6 +12,7 @@ from ryzanstein import NUMERICS_VERSION
 from ryzanstein.v1 import cluster_pb2, cluster_pb2_grpc, operations_pb2, operations_pb2_grpc, shard_worker_pb2
 from ryzanstein_coordinator.epoch_store import EpochStore
 from ryzanstein_coordinator.state import Cause, GroupState, Phase, WorkerState, worker_state
+from ryzanstein_coordinator.workers import CallError, Workers
 
 from .cluster_builders import GIB, MIB, configuration
 from .fake_workers import Cluster, running_cluster
@@ -211,6 +212,36 @@ async def test_closing_asks_workers_to_end_and_ends_watchers(tmp_path: Path) -> 
         await cluster.orchestrator.close(drain_workers=True)
         assert await watcher >= 1
         assert all(worker.drained.is_set() for worker in cluster.workers.values())
+
+
+async def test_workers_that_leave_at_the_end_are_no_fault(tmp_path: Path) -> None:
+    async with running_cluster(configuration(spares=0), tmp_path) as cluster:
+        await cluster.start("w0", "w1")
+        epoch = await cluster.until_serving()
+        cluster.workers["w0"].answers_drain_late_s = 0.2  # its heartbeat stream ends before that
+        await cluster.orchestrator.close(drain_workers=True)
+        assert all(worker.drained.is_set() for worker in cluster.workers.values())
+        group = cluster.orchestrator.state.groups[0]
+        assert (group.phase, group.epoch, group.recovery) == (Phase.SERVING, epoch, None)
+
+
+async def test_a_call_to_a_process_that_is_given_up_fails_as_a_call(tmp_path: Path) -> None:
+    async with running_cluster(configuration(spares=0), tmp_path) as cluster:
+        await cluster.start("w0")
+        await cluster.until(lambda: "w0" in cluster.orchestrator.state.workers)
+        cluster.workers["w0"].answers_drain_late_s = 10.0
+        workers = Workers()
+        record = cluster.orchestrator.state.workers["w0"]
+        workers.open(record)
+        connection = workers.of("w0", record.incarnation)
+        assert connection is not None
+        call = asyncio.create_task(connection.drain(shard_worker_pb2.DrainRequest()))
+        await cluster.workers["w0"].drained.wait()
+        workers.drop("w0", record.incarnation)
+        with pytest.raises(CallError, match="was closed") as failed:
+            await call
+        assert failed.value.code is grpc.StatusCode.CANCELLED
+        await workers.close()
 
 
 async def test_the_operations_service_shows_the_cluster_and_plans_memory(tmp_path: Path) -> None:
