@@ -16,6 +16,11 @@ class ListenError(Exception):
     exit_code = 1
 
 
+def address(host: str, port: int) -> str:
+    """HOST:PORT, with the brackets that an IPv6 address needs."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def bind(host: str, port: int, *, flag: str) -> socket.socket:
     """A listening socket.
 
@@ -31,7 +36,8 @@ def bind(host: str, port: int, *, flag: str) -> socket.socket:
         listener.setblocking(False)
     except OSError as error:
         listener.close()
-        raise ListenError(f"can't listen on {host}:{port}: {error.strerror}; choose another {flag}") from None
+        where = address(host, port)
+        raise ListenError(f"can't listen on {where}: {error.strerror}; choose another {flag}") from None
     return listener
 
 

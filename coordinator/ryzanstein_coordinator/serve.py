@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Sequence
 
 import structlog
+
+from ryzanstein.program import EXIT_FAILED, EXIT_USAGE
 
 from .config import ConfigError, OrchestratorConfig
 from .local_devices import local_shares
 from .resource_allocator import ResourceAllocator
 from .served_model import read_served_model
-from .supervisor import EXIT_USAGE, Child, Supervisor, read_announcement
+from .supervisor import Child, Supervisor, announcements
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +60,7 @@ class _Parent:
         #: HOST:PORT of the coordinator's gRPC server, once it listens; and of HTTP.
         self._grpc = self._http = ""
         self._listening = asyncio.Event()
+        self._was_ready = False
         #: Exit code of a worker that can't run as configured.
         self._worker_failure = 0
 
@@ -74,7 +78,8 @@ class _Parent:
                 workers = [asyncio.create_task(self._keep_worker(name)) for name in self._worker_names]
             await asyncio.wait({coordinator, stop}, return_when=asyncio.FIRST_COMPLETED)
             if not self._stop.is_set():  # the coordinator ended for good, and has said why
-                return coordinator.result()
+                code = coordinator.result()
+                return code if code >= 0 else EXIT_FAILED  # a signal's number is no exit code
             code = await self._shut_down(coordinator, workers)
             return self._worker_failure or code
         finally:
@@ -108,11 +113,19 @@ class _Parent:
         return ["-m", "ryzanstein_coordinator", *arguments]
 
     async def _coordinator_announced(self, reader: int) -> None:
-        line = await read_announcement(reader)
-        if line:
-            fields = dict(word.split("=", 1) for word in line.split())
-            self._grpc, self._http = fields["grpc"], fields["http"]
-            self._listening.set()
+        """Follows one life of the coordinator. The ready line is for its first: scripts wait for one line."""
+        async for line in announcements(reader):
+            kind, _, rest = line.partition(" ")
+            if kind == "listening":
+                fields = dict(word.split("=", 1) for word in rest.split())
+                self._grpc, self._http = fields["grpc"], fields["http"]
+                self._listening.set()
+            elif self._was_ready:
+                log.warning("coordinator_back", ready=rest)
+            else:
+                self._was_ready = True
+                sys.stdout.write(line + "\n")
+                sys.stdout.flush()
 
     async def _keep_worker(self, name: str) -> None:
         names = self._worker_names

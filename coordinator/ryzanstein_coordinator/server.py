@@ -34,7 +34,7 @@ from .epoch_store import EpochStore
 from .front_door import FrontDoor
 from .health_service import HealthServicer
 from .http_operations import operations_routes
-from .http_server import HttpServer, ListenError, bind
+from .http_server import HttpServer, ListenError, address, bind
 from .intake import Intake
 from .metrics import Metrics
 from .operations_service import OperationsServicer
@@ -45,6 +45,7 @@ from .request_log import SqliteRequestLog
 from .router import Router, RouterConfig
 from .served_model import ServedModel, read_served_model
 from .service import InferenceServicer
+from .state_dir import StateError, own
 from .supervisor import announce
 from .tokenization import read_tokenizer
 
@@ -56,12 +57,6 @@ _OTHERS = (
     cluster_pb2.DESCRIPTOR.services_by_name["RendezvousService"].full_name,
     operations_pb2.DESCRIPTOR.services_by_name["OperationsService"].full_name,
 )
-
-
-class StateError(Exception):
-    """What has to outlive the process can't be kept; the message names the file."""
-
-    exit_code = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +75,7 @@ async def run_coordinator(config: OrchestratorConfig) -> None:
     Raises:
         ModelError, ConfigError: the model can't be served so.
         ListenError: a port is taken.
-        StateError: the state directory can't be written.
+        StateError, StoreError: the state directory can't be written, or another coordinator has it.
     """
     stop, stop_now = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -90,13 +85,15 @@ async def run_coordinator(config: OrchestratorConfig) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop)
-    async with _serving(config, read_served_model(config)) as parts:
-        ready_line = asyncio.create_task(_print_when_ready(config, parts))
-        try:
-            await stop.wait()
-            await _drain(parts, config.drain_timeout_s, stop_now)
-        finally:
-            ready_line.cancel()
+    model = read_served_model(config)
+    with own(config.state_dir):
+        async with _serving(config, model) as parts:
+            ready_line = asyncio.create_task(_tell_when_ready(config, parts))
+            try:
+                await stop.wait()
+                await _drain(parts, config.drain_timeout_s, stop_now)
+            finally:
+                ready_line.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -135,41 +132,43 @@ async def _serving(config: OrchestratorConfig, model: ServedModel) -> AsyncItera
     intake = Intake(facts, tokenizer)
     front_door = FrontDoor(intake=intake, router=router, log=request_log, metrics=metrics)
     grpc_server = _grpc_server(orchestrator, rendezvous, InferenceServicer(front_door, intake))
-    listener = bind(config.host, config.http_port, flag="--http-port")
     # gRPC writes its own lines to standard error when it can't bind: a taken port is found before it tries.
     bind(config.host, config.grpc_port, flag="--grpc-port").close()
     try:
-        grpc_port = grpc_server.add_insecure_port(f"{config.host}:{config.grpc_port}")
+        grpc_port = grpc_server.add_insecure_port(address(config.host, config.grpc_port))
     except RuntimeError:
-        listener.close()
         raise ListenError(
-            f"can't listen on {config.host}:{config.grpc_port}: it is in use or not of this machine; "
+            f"can't listen on {address(config.host, config.grpc_port)}: it is in use or not of this machine; "
             "choose another --grpc-port"
         ) from None
+    listener = bind(config.host, config.http_port, flag="--http-port")
     app = FastAPI(title="Ryzanstein", version=__version__)
     app.include_router(operations_routes(orchestrator, metrics))
     http_server = HttpServer(app, listener)
-    async with asyncio.TaskGroup() as tasks:
+    async with asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as closing:
+        # Whatever fails on the way, each of these ends; the last one first.
+        closing.push_async_callback(request_log.close)
+        closing.callback(intake.close)
         await orchestrator.start(tasks)
         front_door.restore(request_log.restore())
         watching = tasks.create_task(front_door.run(), name="front-door")
-        await grpc_server.start()
+        closing.callback(watching.cancel)
         serving = tasks.create_task(http_server.run_until_stopped(), name="http")
-        http_port = listener.getsockname()[1]
-        addresses = f"grpc={config.host}:{grpc_port} http=http://{config.host}:{http_port}"
-        announce(addresses)
+        closing.push_async_callback(_stop_http, http_server, serving)
+        closing.push_async_callback(grpc_server.stop, 0.5)
+        await grpc_server.start()
+        closing.push_async_callback(orchestrator.close, drain_workers=config.stop_workers)
+        closing.callback(router.close)
+        http_address = address(config.host, listener.getsockname()[1])
+        addresses = f"grpc={address(config.host, grpc_port)} http=http://{http_address}"
+        announce(f"listening {addresses}")
         log.info("listening", addresses=addresses, model=model.name)
-        try:
-            yield _Parts(orchestrator, front_door, addresses)
-        finally:
-            router.close()
-            await orchestrator.close(drain_workers=config.stop_workers)
-            await grpc_server.stop(grace=0.5)
-            http_server.stop()
-            await serving
-            watching.cancel()
-            intake.close()
-            await request_log.close()
+        yield _Parts(orchestrator, front_door, addresses)
+
+
+async def _stop_http(server: HttpServer, serving: asyncio.Task[None]) -> None:
+    server.stop()
+    await serving
 
 
 def _grpc_server(
@@ -194,15 +193,17 @@ def _grpc_server(
     return server
 
 
-async def _print_when_ready(config: OrchestratorConfig, parts: _Parts) -> None:
-    """The one line on standard output, as soon as a request would be generated."""
+async def _tell_when_ready(config: OrchestratorConfig, parts: _Parts) -> None:
+    """The one line, as soon as a request would be generated: to the parent, or else on standard output."""
     async for snapshot in parts.orchestrator.watch():
         if snapshot is not None and parts.orchestrator.readiness()[0]:
-            sys.stdout.write(
+            line = (
                 f"ready {parts.addresses} model={snapshot.model.name} "
-                f"tensor_parallel={config.tensor_parallel_size} epoch={snapshot.epoch}\n"
+                f"tensor_parallel={config.tensor_parallel_size} epoch={snapshot.epoch}"
             )
-            sys.stdout.flush()
+            if not announce(line):
+                sys.stdout.write(line + "\n")
+                sys.stdout.flush()
             return
 
 

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 import structlog
@@ -22,9 +22,6 @@ log = structlog.get_logger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
-
-#: Exit code of a program whose flags or configuration can't work: starting it again can't help.
-EXIT_USAGE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +51,10 @@ class Child:
     environment: dict[str, str]
 
 
+#: What a child announced just before its end is still heard. Longer only if a process of its own holds the pipe open.
+_LAST_WORDS_S = 0.5
+
+
 class Supervisor:
     """Starts children, restarts those that die, and ends all of them."""
 
@@ -73,7 +74,7 @@ class Supervisor:
 
         Args:
             is_final: whether an exit code means that starting it again is no use.
-            on_start: awaited with a file descriptor on which the child may announce itself, after every start.
+            on_start: runs after every start, with a file descriptor to give to `announcements`.
 
         Returns:
             The child's last exit code; negative for a signal.
@@ -141,20 +142,21 @@ class Supervisor:
             return await process.wait()
         finally:
             if announced is not None:
+                await asyncio.wait({announced}, timeout=_LAST_WORDS_S)
                 announced.cancel()
                 await asyncio.gather(announced, return_exceptions=True)
             os.close(reader)
 
 
-#: Environment variable with the number of the file descriptor on which a child announces where it listens.
+#: Environment variable with the number of the file descriptor on which a child tells its parent what it has reached.
 ANNOUNCE_FD = "RYZANSTEIN_ANNOUNCE_FD"
 
 
-async def read_announcement(reader: int) -> str:
-    """The one line that a child announces; empty if it ended before."""
+async def announcements(reader: int) -> AsyncIterator[str]:
+    """The lines that a child announces, as they come, until it closes its end."""
     loop = asyncio.get_running_loop()
-    line = b""
-    while not line.endswith(b"\n"):
+    pending = b""
+    while True:
         ready: asyncio.Future[None] = loop.create_future()
         loop.add_reader(reader, _wake, ready)
         try:
@@ -163,9 +165,10 @@ async def read_announcement(reader: int) -> str:
             loop.remove_reader(reader)
         chunk = os.read(reader, 4096)
         if not chunk:
-            break
-        line += chunk
-    return line.decode().strip()
+            return
+        *lines, pending = (pending + chunk).split(b"\n")
+        for line in lines:
+            yield line.decode()
 
 
 def _wake(ready: asyncio.Future[None]) -> None:
@@ -173,12 +176,13 @@ def _wake(ready: asyncio.Future[None]) -> None:
         ready.set_result(None)
 
 
-def announce(line: str) -> None:
-    """Tells the parent, if there is one that listens."""
-    number = os.environ.pop(ANNOUNCE_FD, "")
-    if number:
-        with os.fdopen(int(number), "w") as pipe:
-            pipe.write(line + "\n")
+def announce(line: str) -> bool:
+    """Tells the parent; False if there is none that listens."""
+    number = os.environ.get(ANNOUNCE_FD)
+    if not number:
+        return False
+    os.write(int(number), f"{line}\n".encode())  # so short a line is written in one piece
+    return True
 
 
 def _die_with_parent() -> None:

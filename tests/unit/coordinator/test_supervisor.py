@@ -1,0 +1,66 @@
+"""A parent that keeps programs alive and hears what they have reached."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from ryzanstein_coordinator.supervisor import Child, RestartPolicy, Supervisor, announcements
+
+_ANNOUNCES = """
+import sys
+from ryzanstein_coordinator.supervisor import announce
+assert announce("listening grpc=a") and announce("ready model=my model")
+sys.exit(3)
+"""
+
+
+def child(program: str) -> Child:
+    return Child("child", lambda: ["-c", program], {})
+
+
+async def test_a_child_tells_line_by_line_what_it_has_reached() -> None:
+    lines: list[str] = []
+
+    async def listen(reader: int) -> None:
+        lines.extend([line async for line in announcements(reader)])
+
+    code = await Supervisor().keep(child(_ANNOUNCES), is_final=lambda code: code == 3, on_start=listen)
+    assert code == 3
+    assert lines == ["listening grpc=a", "ready model=my model"]
+
+
+async def test_a_child_that_dies_is_started_again_until_its_end_is_final() -> None:
+    codes: list[int] = []
+
+    def is_final(code: int) -> bool:
+        codes.append(code)
+        return len(codes) == 3
+
+    supervisor = Supervisor(RestartPolicy(first_delay_s=0.0))
+    await supervisor.keep(child("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"), is_final=is_final)
+    assert codes == [-signal.SIGKILL] * 3
+
+
+async def test_a_child_that_ignores_sigterm_is_killed() -> None:
+    started = asyncio.Event()
+
+    async def listen(reader: int) -> None:
+        async for _ in announcements(reader):
+            started.set()
+
+    program = (
+        "import signal, time; from ryzanstein_coordinator.supervisor import announce;"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); announce('up'); time.sleep(60)"
+    )
+    supervisor = Supervisor()
+    life = asyncio.create_task(supervisor.keep(child(program), is_final=lambda code: False, on_start=listen))
+    await asyncio.wait_for(started.wait(), 20)
+    await supervisor.stop("child", timeout_s=0.05)
+    assert await life == -signal.SIGKILL
+
+
+def test_short_lives_make_the_pause_longer_and_a_long_one_ends_it() -> None:
+    policy = RestartPolicy(healthy_after_s=10.0, first_delay_s=0.1, longest_delay_s=5.0)
+    assert [policy.delay_s(1.0, failures) for failures in (0, 1, 2, 3, 20)] == [0.0, 0.1, 0.2, 0.4, 5.0]
+    assert policy.delay_s(10.0, 20) == 0.0
