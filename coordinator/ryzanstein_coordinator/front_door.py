@@ -91,8 +91,7 @@ class FrontDoor:
         now = self._clock()
         for spec, left_s in records:
             record = self._intake.record(spec, now, left_s)
-            record.ending = Ending("unavailable", error=error, revivable=True)
-            record.timings.ended_at = now
+            record.end(Ending("unavailable", error=error, revivable=True), now)
             self._store.add_ended(record)
         if records:
             _log.info("requests_restored", requests=len(records))
@@ -133,13 +132,13 @@ class FrontDoor:
     async def attach(self, request_id: str, received: Sequence[int], *, owner: str = "") -> Subscription:
         """Goes on behind the tokens that the caller has.
 
-        Theirs count where they are more than are recorded. A request that ended only because nobody
-        listened or no group served is taken up again. Raises NOT_FOUND, FAILED_PRECONDITION if the tokens
-        are not those of the request, RESOURCE_EXHAUSTED or UNAVAILABLE if it can't be taken up now.
+        Theirs count where they are more than are recorded. A request that is being admitted is waited for; one
+        that ended only because nobody listened or no group served is taken up again. Raises NOT_FOUND,
+        FAILED_PRECONDITION if the tokens are not those of the request, RESOURCE_EXHAUSTED or UNAVAILABLE if it
+        can't be taken up now.
         """
-        record = self._store.find((owner, request_id))
-        if isinstance(record, Reservation):
-            raise failed_precondition(f"request {shown(request_id)} is being admitted; try again in a moment")
+        while isinstance(record := self._store.find((owner, request_id)), Reservation):
+            await record.settled.wait()
         check_received(record, received, vocab_size=self._intake.model().vocab_size)
         extra = received[len(record.output) :]
         ending = record.ending
@@ -148,7 +147,8 @@ class FrontDoor:
                 self._router.extend(record, extra)
         elif ending.revivable:
             self._revive(record, extra)
-        if len(record.output) < len(received):
+        refused = record.ending is not None and record.ending.error is not None
+        if len(record.output) < len(received) and not refused:
             raise failed_precondition(
                 f"{len(received)} tokens of request {shown(request_id)} can't have been received: it ended "
                 f"with {len(record.output)}"
@@ -171,8 +171,8 @@ class FrontDoor:
         return False
 
     def leave(self, subscription: Subscription) -> None:
-        """The caller does not listen any more, for whatever reason. Must be called once for each
-        subscription."""
+        """The caller does not listen any more, for whatever reason. Must be called for each subscription; a
+        second call does nothing."""
         subscription.close()
         record = subscription.record
         if record.ending is not None or record.listeners:

@@ -88,13 +88,13 @@ class RecordedOutput:
         for index, token_id in enumerate(ids):
             if self.stop is not None:
                 return
+            hidden = hide_last and index == last
+            piece = self._detokenizer.flush() if hidden else self._detokenizer.push(token_id)
+            self._pieces.append(piece)
             self.token_ids.append(token_id)
             if self.logprobs is not None:
                 known = logprobs[index] if index < len(logprobs) else _unknown(token_id)
                 self.logprobs.append(known.SerializeToString())
-            hidden = hide_last and index == last
-            piece = self._detokenizer.flush() if hidden else self._detokenizer.push(token_id)
-            self._pieces.append(piece)
             if self._matcher is None:
                 self.deliverable += 1
             else:

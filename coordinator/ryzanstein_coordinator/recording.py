@@ -1,7 +1,6 @@
 """Tokens into records: what one message of a leader, or the tokens of a caller, make of the requests.
 
-Nothing here talks to anybody: a step becomes changed records and a list of what has to happen to some of
-them.
+A step becomes changed records, a list of what has to happen to some of them, and numbers for the metrics.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ from ryzanstein.v1.sampling_pb2 import (
     FINISH_REASON_STOP,
     FINISH_REASON_UNSPECIFIED,
 )
-from ryzanstein.v1.shard_worker_pb2 import SequenceOutput
+from ryzanstein.v1.shard_worker_pb2 import ExecuteResponse, SequenceOutput
 
 from .errors import internal
+from .observers import RequestMetrics
 from .requests import Ending, RequestRecord
 
 
@@ -76,7 +76,15 @@ def record_step(
             _take_time(record, now, result)
             if not before:
                 record.cached_tokens = output.cached_tokens
-            recorded.extend(token_ids, output.logprobs, hide_last=reason == FINISH_REASON_STOP)
+            try:
+                recorded.extend(token_ids, output.logprobs, hide_last=reason == FINISH_REASON_STOP)
+            except Exception as error:  # noqa: BLE001 - a text that can't be made must not take the others' streams along
+                failure = internal(
+                    f"the text of token {len(recorded)} can't be made: {type(error).__name__}: {error}"
+                )
+                at_leader = reason != FINISH_REASON_UNSPECIFIED
+                result.ended.append(Ended(record, Ending("error", error=failure), at_leader, flush=False))
+                continue
             result.generated += len(recorded.token_ids) - before
         if reason == FINISH_REASON_UNSPECIFIED and recorded.stop is None:
             for listener in record.listeners:
@@ -89,6 +97,17 @@ def record_step(
             at_leader = reason != FINISH_REASON_UNSPECIFIED
             result.ended.append(Ended(record, ending, at_leader, flush=bool(token_ids)))
     return result
+
+
+def tell_step(metrics: RequestMetrics, group_id: str, response: ExecuteResponse, result: StepResult) -> None:
+    """The numbers of a step, a few calls whatever the number of its streams."""
+    if result.generated:
+        metrics.generated_tokens(result.generated)
+    for seconds in result.first_tokens_s:
+        metrics.first_token(seconds)
+    for seconds, streams in result.gaps_s.items():
+        metrics.inter_token_latency(seconds, streams)
+    metrics.step(group_id, response.stats, response.step_duration_s)
 
 
 def record_from_caller(record: RequestRecord, token_ids: Sequence[int]) -> Ending | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ryzanstein.wire import not_found
 
@@ -30,6 +31,8 @@ class Reservation:
     key: RequestKey
     prompt_bytes: int
     cancelled: bool = False
+    #: Set when the request is in, or will not come in.
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class RequestStore:
@@ -73,6 +76,7 @@ class RequestStore:
         """The request did not come in, or is in now."""
         if self._coming.pop(reservation.key, None) is not None:
             self._prompt_bytes -= reservation.prompt_bytes
+        reservation.settled.set()
 
     def add(self, record: RequestRecord) -> None:
         """It lives. An ended request whose id it takes is forgotten."""

@@ -127,7 +127,8 @@ class RequestRecord:
     def end(self, ending: Ending, now: float, *, flush: bool = False) -> None:
         """Nothing will be recorded any more, unless the request is revived. `flush`: see
         RecordedOutput.close."""
-        self.output.close(flush=flush)
+        if not ending.revivable:  # else text that may be the start of a stop text is still held back
+            self.output.close(flush=flush)
         self.ending = ending
         self.place = Place.ENDED
         self.sequence_id = 0
@@ -140,6 +141,7 @@ class RequestRecord:
         self.ending = None
         self.place = Place.WAITING
         self.timings.ended_at = None
+        self.timings.last_token_at = None  # its caller was away: that is no latency of ours
 
 
 class Subscription:

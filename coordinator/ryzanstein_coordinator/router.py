@@ -21,7 +21,8 @@ from ryzanstein.wire import unavailable
 from .dispatch import WaitingQueue, choose_group, replay_order
 from .errors import internal
 from .observers import GroupEvents, NoGroupEvents, NoMetrics, RequestMetrics
-from .recording import Broken, StepResult, record_from_caller, record_step
+from .patience import overdue
+from .recording import Broken, record_from_caller, record_step, tell_step
 from .requests import Clock, Ending, Place, RequestRecord
 from .serving_group import ServingGroup
 
@@ -148,6 +149,8 @@ class Router:
         record.place = Place.WAITING
         self._queue.push(record)
         self._pump()
+        if self._no_group_since is not None:
+            self._on_changed()  # while it was read the grace may have run out: it must not wait for ever
 
     def end(self, record: RequestRecord, ending: Ending) -> None:
         """Somebody outside ends it: it leaves its group at the next step."""
@@ -171,22 +174,18 @@ class Router:
 
     def tick(self, now: float) -> float | None:
         """What only time decides. Returns when to call again at the latest; None: nothing waits for time."""
-        due: list[float] = []
-        if self._no_group_since is not None:
-            over_at = self._no_group_since + self._config.no_group_grace_s
-            if now >= over_at:
-                self._give_up(now)
-            else:
-                due.append(over_at)
-        elif any(group.ready for group in self._groups.values()):
-            for group in self._groups.values():
-                if group.lost_at is not None and group.stalled:
-                    move_at = group.lost_at + self._config.move_after_s
-                    if now >= move_at:
-                        self._move(group)
-                    else:
-                        due.append(move_at)
-        return min(due, default=None)
+        due = overdue(
+            now,
+            self._groups.values(),
+            no_group_since=self._no_group_since,
+            no_group_grace_s=self._config.no_group_grace_s,
+            move_after_s=self._config.move_after_s,
+        )
+        if due.give_up:
+            self._give_up(now)
+        for group in due.moving:
+            self._move(group)
+        return due.next_at
 
     def close(self) -> None:
         """Closes all streams. Requests stay as they are."""
@@ -256,23 +255,13 @@ class Router:
         if result.generated and group.silent:
             group.silent = False
             self._events.first_token_after_ready(group.group_id, group.epoch, now)
-        self._measure(group, response, result)
+        tell_step(self._metrics, group.group_id, response, result)
         for ended in result.ended:
             self._finish(ended.record, ended.ending, at_leader=ended.at_leader, flush=ended.flush)
         for broken in result.broken:
             self._submit_again(group, broken)
         if result.ended:
             self._pump()
-
-    def _measure(self, group: ServingGroup, response: ExecuteResponse, result: StepResult) -> None:
-        metrics = self._metrics
-        if result.generated:
-            metrics.generated_tokens(result.generated)
-        for seconds in result.first_tokens_s:
-            metrics.first_token(seconds)
-        for seconds, streams in result.gaps_s.items():
-            metrics.inter_token_latency(seconds, streams)
-        metrics.step(group.group_id, response.stats, response.step_duration_s)
 
     def _submit_again(self, group: ServingGroup, broken: Broken) -> None:
         """From where the record ends, a few times; then it is given up."""
@@ -301,4 +290,6 @@ class Router:
         if group is not None:
             group.remove(record, at_leader=at_leader)
         record.end(ending, self._clock(), flush=flush)
+        if ending.outcome == "error":
+            _log.error("request_failed", request_id=record.spec.request_id, reason=str(ending.error))
         self._on_ended(record)

@@ -84,6 +84,8 @@ def _max_tokens(asked: SamplingParams, prompt_tokens: int, max_model_len: int) -
         return room
     if asked.max_tokens < 1:
         raise out_of_range("max_tokens", asked.max_tokens, f"between 1 and {room}")
+    if asked.max_tokens > room and not prompt_tokens:  # not tokenised yet
+        raise out_of_range("max_tokens", asked.max_tokens, f"less than {max_model_len}, the model's limit")
     if asked.max_tokens > room:
         raise invalid_argument(
             f"the prompt's {prompt_tokens} tokens and max_tokens {asked.max_tokens} are "

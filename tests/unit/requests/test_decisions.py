@@ -15,8 +15,10 @@ from ryzanstein_coordinator.admission import AdmissionGate, AdmissionLimits, Loa
 from ryzanstein_coordinator.deadlines import DeadlineQueue
 from ryzanstein_coordinator.dispatch import GroupLoad, WaitingQueue, choose_group, replay_order
 from ryzanstein_coordinator.output import RecordedOutput
+from ryzanstein_coordinator.patience import Overdue, overdue
 from ryzanstein_coordinator.request_store import RequestStore, RetentionLimits
 from ryzanstein_coordinator.requests import Ending, RequestRecord, RequestSpec, Timings
+from ryzanstein_coordinator.serving_group import ServingGroup
 from ryzanstein_coordinator.tokenization import ModelTokenizer
 
 from .trained_tokenizers import byte_level
@@ -157,6 +159,40 @@ def test_replays_are_shortest_first_then_those_that_had_not_begun_as_they_came()
     order = [r.spec.request_id for r in replay_order(records)]
 
     assert order == ["short", "long", "new, urgent", "new, early", "new, late"]
+
+
+def group(name: str, *, lost_at: float | None = None, stalled: int = 0) -> ServingGroup:
+    """Ready unless it is lost."""
+    made = ServingGroup(name, lost_at=lost_at, _open=lost_at is None)
+    made.stalled = {arrival: record(f"r{arrival}") for arrival in range(stalled)}
+    return made
+
+
+def looked_at(now: float, *groups: ServingGroup, no_group_since: float | None = None) -> Overdue:
+    return overdue(now, groups, no_group_since=no_group_since, no_group_grace_s=45.0, move_after_s=2.0)
+
+
+def test_without_a_group_everybody_waits_for_the_grace_and_not_longer() -> None:
+    lost = group("a", lost_at=100.0, stalled=3)
+    assert looked_at(144.9, lost, no_group_since=100.0) == Overdue(next_at=145.0)
+    assert looked_at(145.0, lost, no_group_since=100.0) == Overdue(give_up=True)
+
+
+def test_streams_of_a_lost_group_move_after_a_while_if_another_serves() -> None:
+    serving, lost, later = (
+        group("a"),
+        group("b", lost_at=100.0, stalled=1),
+        group("c", lost_at=101.0, stalled=1),
+    )
+    empty = group("d", lost_at=100.0)
+    assert looked_at(101.9, serving, lost, later, empty) == Overdue(next_at=102.0)
+    assert looked_at(102.0, serving, lost, later, empty) == Overdue(moving=(lost,), next_at=103.0)
+    assert looked_at(103.0, serving, lost, later, empty) == Overdue(moving=(lost, later))
+
+
+def test_nothing_moves_while_no_stream_is_open() -> None:
+    opening = ServingGroup("a")
+    assert looked_at(1000.0, opening, group("b", lost_at=100.0, stalled=1)) == Overdue()
 
 
 @given(st.lists(st.tuples(st.integers(-2, 2), st.booleans()), max_size=150))

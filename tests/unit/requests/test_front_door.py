@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from ryzanstein.v1.sampling_pb2 import SamplingParams
 from ryzanstein.wire import MAX_MESSAGE_BYTES, StatusError
 from ryzanstein_coordinator.admission import AdmissionLimits
 from ryzanstein_coordinator.group_stream import submission
@@ -30,6 +31,10 @@ TOKENIZER = ModelTokenizer(byte_level())
 
 def ids_of(text: str) -> list[int]:
     return TOKENIZER.encode(text, add_special_tokens=False)
+
+
+#: Takes prompts that are tokenised in a thread.
+LONG = ModelFacts(name="tiny", max_model_len=20_000, vocab_size=700)
 
 
 @pytest.fixture
@@ -292,6 +297,61 @@ async def test_whoever_comes_back_gets_the_rest(path: RequestPath, leader: Leade
     assert list(leader.submissions[-1].emitted_token_ids) == whole[:7]
 
 
+async def test_who_attaches_while_the_request_is_tokenised_waits_for_it() -> None:
+    path, leader = request_path(model=LONG), await Leader().start()
+    path.serve(leader)
+    text = "a " * 2500
+    first = asyncio.create_task(
+        path.front_door.generate(
+            GenerateCall(
+                prompt=TextPrompt(text), request_id="a", sampling=SamplingParams(max_tokens=9, seed=0)
+            )
+        )
+    )
+    await asyncio.sleep(0)
+
+    second = await path.front_door.attach("a", [])
+
+    whole = leader.expected(TOKENIZER.encode(text), max_tokens=9)
+    assert (await read_all(second))[0] == (await read_all(await first))[0] == whole
+    path.router.close()
+    path.intake.close()
+    await leader.close()
+
+
+async def test_text_that_may_begin_a_stop_text_is_held_back_from_who_comes_back_later(
+    path: RequestPath, leader: Leader
+) -> None:
+    whole = ids_of("a b END c")
+    leader.next_token = script(whole)
+    begun = next(n for n in range(len(whole)) if TOKENIZER.decode(whole[:n]).endswith("E"))
+    leader.allow(begun)
+    subscription = await path.ask([11], request_id="a", max_tokens=len(whole), stop=["END"])
+    await eventually(lambda: path.seen.generated == begun)
+
+    path.front_door.end_all("the server has stopped")
+    before, text_before, ending = await read_all(subscription)
+    leader.allow(None)
+    _, text, ended = await read_all(await path.front_door.attach("a", before))
+
+    assert ending.outcome == "unavailable"
+    assert (ended.outcome, ended.stop) == ("stop", "END")
+    assert text_before + text == "a b "
+
+
+async def test_who_was_away_does_not_count_as_slow(path: RequestPath, leader: Leader) -> None:
+    leader.allow(3)
+    subscription = await path.ask([11], request_id="a", max_tokens=5)
+    await eventually(lambda: path.seen.generated == 3)
+    path.front_door.leave(subscription)
+    leader.allow(None)
+
+    await read_all(await path.front_door.attach("a", []))
+
+    assert path.seen.first_tokens == 1
+    assert path.seen.gaps == 2 + 1  # none between the third and the fourth token
+
+
 async def test_what_ended_can_be_read_again_for_a_while(path: RequestPath, leader: Leader) -> None:
     await read_all(await path.ask([11], request_id="a", max_tokens=20))
 
@@ -344,12 +404,14 @@ async def test_a_caller_who_goes_away_while_its_prompt_is_tokenised_leaves_nothi
     call = GenerateCall(prompt=TextPrompt("a " * 2500), request_id="a")
     coming = asyncio.create_task(path.front_door.generate(call))
     await asyncio.sleep(0)
-    with pytest.raises(StatusError, match="is being admitted"):
-        await path.front_door.attach("a", [])
+    attaching = asyncio.create_task(path.front_door.attach("a", []))
+    await asyncio.sleep(0)
     coming.cancel()
 
     with pytest.raises(asyncio.CancelledError):
         await coming
+    with pytest.raises(StatusError, match="no request 'a'"):
+        await attaching
     assert path.seen.ended == ["cancelled"]
     await path.ask([11], request_id="a", max_tokens=2)
 
@@ -395,7 +457,8 @@ async def test_a_coordinator_that_was_started_again_goes_on_with_the_callers_tok
     file = tmp_path / "state" / "requests.sqlite"
     log = SqliteRequestLog(file, fingerprint="f", wall_clock=lambda: wall[0])
     before = request_path(log=log)
-    for request_id, timeout_s in (("a", None), ("late", 10.0), ("timed", 1000.0)):
+    times = {"a": None, "late": 10.0, "timed": 1000.0, "slow": 1000.0, "unwanted": None}
+    for request_id, timeout_s in times.items():
         await before.ask(
             [11, 12], request_id=request_id, timeout_s=timeout_s, max_tokens=20, stop=["nothing"], logprobs=2
         )
@@ -410,11 +473,28 @@ async def test_a_coordinator_that_was_started_again_goes_on_with_the_callers_tok
     after.serve(leader)
     whole = leader.expected([11, 12], max_tokens=20)
 
-    assert {spec.request_id: left_s for spec, left_s in restored} == {"a": None, "timed": 940.0}
+    assert {spec.request_id: left_s for spec, left_s in restored} == {
+        "a": None,
+        "timed": 940.0,
+        "slow": 940.0,
+        "unwanted": None,
+    }
     assert (await read_all(await after.front_door.attach("a", whole[:6])))[0] == whole[6:]
     assert (await read_all(await after.front_door.attach("timed", [])))[0] == whole
     with pytest.raises(StatusError, match="no request 'late'"):
         await after.front_door.attach("late", [])
+
+    for request_id, code in (
+        ("slow", grpc.StatusCode.DEADLINE_EXCEEDED),
+        ("unwanted", grpc.StatusCode.CANCELLED),
+    ):
+        if request_id == "slow":
+            after.clock.now += 940.0
+        else:
+            after.front_door.cancel(request_id)
+        _, _, ending = await read_all(await after.front_door.attach(request_id, whole[:6]))
+        assert ending.error is not None
+        assert ending.error.code is code
 
     after.clock.now += 121.0
     after.front_door.tick(after.clock.now)

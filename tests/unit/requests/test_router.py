@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -338,6 +339,43 @@ async def test_without_a_group_requests_end_when_the_grace_is_over_and_can_be_ta
     assert tokens == leader.expected([11], max_tokens=5)
     path.router.close()
     await leader.close()
+
+
+async def test_a_request_that_comes_to_the_router_after_the_grace_is_given_up_too() -> None:
+    path = request_path(router=RouterConfig(no_group_grace_s=30.0))
+    late = await path.ask([11], request_id="late", max_tokens=5)
+    path.router.tick(path.clock.now)
+    changed: list[bool] = []
+    path.router.connect(on_ended=lambda _: None, on_changed=lambda: changed.append(True))
+
+    path.clock.now += 31.0  # while its prompt was read
+    path.router.enqueue(late.record)
+
+    assert changed == [True]  # the front door looks again now, not when something else happens
+    path.router.tick(path.clock.now)
+    assert late.record.ending is not None
+    assert late.record.ending.outcome == "unavailable"
+
+
+async def test_a_text_that_can_not_be_made_ends_its_own_request_only(
+    path: RequestPath, new_leader: NewLeader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader = await new_leader(budget=0)
+    path.serve(leader)
+    good, bad = await path.ask([11], max_tokens=20), await path.ask([12], max_tokens=20)
+
+    def fail(_token_id: int) -> str:
+        raise RuntimeError("no such piece")
+
+    monkeypatch.setattr(bad.record.output, "_detokenizer", SimpleNamespace(push=fail, flush=str))
+    leader.allow(None)
+
+    assert (await read_all(good))[0] == leader.expected([11], max_tokens=20)
+    _, _, ending = await read_all(bad)
+    assert ending.error is not None
+    assert ending.error.message == "the text of token 0 can't be made: RuntimeError: no such piece"
+    assert path.seen.broken == []
+    await eventually(lambda: leader.running == 0)
 
 
 async def test_the_stream_of_an_epoch_that_is_over_never_speaks_again(

@@ -129,7 +129,7 @@ def test_prompt_and_answer_must_fit_together_and_the_numbers_are_said() -> None:
 def test_what_needs_no_prompt_is_checked_without_one() -> None:
     with pytest.raises(StatusError, match="top_p"):
         check_sampling(SamplingParams(top_p=7), max_model_len=100, vocab_size=1000)
-    with pytest.raises(StatusError, match=r"max_tokens 101"):
+    with pytest.raises(StatusError, match=r"max_tokens is 101; it must be less than 100, the model's limit"):
         check_sampling(SamplingParams(max_tokens=101), max_model_len=100, vocab_size=1000)
 
 
