@@ -6,8 +6,6 @@ An install never fails because of it: without a C compiler there is no library, 
 work.
 """
 
-
-
 from __future__ import annotations
 
 import hashlib

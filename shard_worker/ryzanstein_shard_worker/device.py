@@ -56,6 +56,17 @@ def peak_bytes(device: torch.device) -> int:
     return used_bytes(device)
 
 
+def bound_memory(device: torch.device, limit_bytes: int) -> None:
+    """From now on torch fails with OutOfMemoryError rather than hold more of the device than the ledger gives.
+
+    What is not torch's (the context, NCCL's buffers) is not counted. On a CPU, and for a limit of 0, nothing is
+    bounded.
+    """
+    if device.type == "cuda" and limit_bytes:
+        _, total = torch.cuda.mem_get_info(device)
+        torch.cuda.set_per_process_memory_fraction(min(limit_bytes / total, 1.0), device)
+
+
 def host_id() -> str:
     """Equal for processes that can share memory and see each other: the kernel's boot and their namespaces."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

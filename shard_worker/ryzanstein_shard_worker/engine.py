@@ -9,9 +9,9 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import structlog
@@ -19,16 +19,15 @@ import torch
 
 from ryzanstein.v1 import cluster_pb2, shard_worker_pb2
 
-from .communication import CommunicationError, CommunicationProfiler
+from .communication import CommunicationProfiler
 from .config import DistributedConfig
+from .device import bound_memory
+from .epoch import EpochMembership, parameter_sources, run_steps
 from .inbox import Inbox
-from .kv_cache import BlockAllocator
-from .paged_attention import KVPool
 from .process_groups import Group, ProcessGroupManager
 from .runner import Runner
-from .scheduler import Limits, Scheduler
 from .shard import Shard, ShardKey, build_shard
-from .step_loop import Progress, Publish, StepLoop, follow, lead
+from .step_loop import Publish
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -47,14 +46,8 @@ class EngineStatus:
     fault: cluster_pb2.Fault | None = None
 
 
-@dataclass(slots=True)
-class _Membership:
-    """The group that the engine is in."""
-
-    group: Group
-    inbox: Inbox
-    profiler: CommunicationProfiler
-    progress: Progress = field(default_factory=Progress)
+class EngineStoppedError(Exception):
+    """The engine ends; what it was asked for will not happen."""
 
 
 class Engine:
@@ -82,11 +75,13 @@ class Engine:
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._shard: Shard | None = None
-        self._pool: KVPool | None = None
-        self._membership: _Membership | None = None
+        self._membership: EpochMembership | None = None
         self._idle = threading.Event()
         self._idle.set()
+        self._closing = False
         self.status = EngineStatus()
+        #: Done when the thread is; with an exception if a defect ended it: then this process is good for nothing.
+        self.ended: Future[None] = Future()
 
     def start(self) -> None:
         self._thread.start()
@@ -95,11 +90,21 @@ class Engine:
         """Loads a rank's shard; the same shard again costs nothing. Raises (in the future) ModelError."""
         return self._command(lambda: self._load(request))
 
+    @property
+    def busy(self) -> bool:
+        """Whether it is in a group or on its way into one."""
+        return not self._idle.is_set()
+
     def join(self, request: shard_worker_pb2.JoinGroupRequest) -> Future[Group]:
-        """Joins the epoch's group; the future is done when it stands, and the engine goes on stepping."""
+        """Joins the epoch's group; the future is done when it stands, and the engine goes on stepping.
+
+        One at a time: not while the engine is `busy`.
+        """
+        assert not self.busy, "the engine is in a group"
         joined: Future[Group] = Future()
+        aborts_seen = self._groups.aborts
         self._idle.clear()
-        self._commands.put(lambda: self._serve(request, joined))
+        self._commands.put(lambda: self._serve(request, joined, aborts_seen))
         return joined
 
     def release(self) -> Future[None]:
@@ -107,10 +112,14 @@ class Engine:
         return self._command(self._release)
 
     def abort(self, reason: str, timeout_s: float = 5.0) -> int:
-        """Leaves the group at once, also out of a blocked collective; the weights stay. Blocks until it is out.
+        """Leaves the group at once, also out of a blocked collective, or a join wherever it is; the weights stay.
+        Blocks until it is out.
 
         Returns:
             The last step that was finished; 0 outside a group.
+
+        Raises:
+            TimeoutError: it is not out in time.
         """
         membership = self._membership
         self._groups.abort(reason)
@@ -121,11 +130,17 @@ class Engine:
         return 0 if membership is None else membership.progress.step
 
     def close(self, leave_s: float = 1.0) -> None:
-        """Ends the thread. A group that stands is left in order, if all of it ends within `leave_s`; else aborted."""
-        if self.inbox is not None:
-            self.inbox.stop()  # the leader's last plan ends the loop of every rank
+        """Ends the thread, also out of loading. A group that stands is left in order, if all of it ends within
+        `leave_s`; else aborted."""
+        self._closing = True
+        inbox = self.inbox
+        if inbox is not None:
+            inbox.stop()  # the leader's last plan ends the loop of every rank
         if not self._idle.wait(leave_s):
-            self.abort("the worker stops")
+            try:
+                self.abort("the worker stops")
+            except TimeoutError as error:  # the thread does not survive the process
+                log.warning("engine_stuck", error=str(error))
         self._commands.put(None)
         self._thread.join(timeout=5.0)
 
@@ -136,7 +151,8 @@ class Engine:
         return membership.inbox if membership is not None and membership.group.rank == 0 else None
 
     @property
-    def membership(self) -> _Membership | None:
+    def membership(self) -> EpochMembership | None:
+        """The group that it is in, from the moment that it is formed."""
         return self._membership
 
     def progress_age_s(self) -> float:
@@ -160,11 +176,16 @@ class Engine:
         return future
 
     def _main(self) -> None:
-        torch.set_num_threads(self._config.cpu_threads)
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
-        while (command := self._commands.get()) is not None:
-            command()
+        try:
+            torch.set_num_threads(self._config.cpu_threads)
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)
+            while (command := self._commands.get()) is not None:
+                command()
+        except BaseException as error:  # noqa: BLE001 - whoever started the thread ends the process
+            self.ended.set_exception(error)
+        else:
+            self.ended.set_result(None)
 
     def _set(self, **changes: object) -> None:
         self.status = replace(self.status, **changes)  # type: ignore[arg-type]
@@ -176,59 +197,65 @@ class Engine:
             return self._shard
         self._release()  # before the new weights, not beside them
         self._set(state=cluster_pb2.WORKER_STATE_LOADING, phase="loading", load_progress=0.0, fault=None)
-
         try:
+            bound_memory(self._device, request.limits.memory_bytes)
             shard = build_shard(request, model_dir=self._config.model_dir, device=self._device)
             if shard.index is not None:
                 shard.read(self._device, self._progressed)
-        except BaseException:
-            self._set(state=cluster_pb2.WORKER_STATE_STANDBY, phase="waiting", load_progress=0.0)
-            raise
-        self._shard = shard
-        self._set(
-            state=cluster_pb2.WORKER_STATE_STANDBY,
-            phase="loaded" if shard.loaded else "waiting for a peer's weights",
-            load_progress=float(shard.loaded),
-            weights_bytes=shard.weights_bytes,
-        )
+            self._shard = shard
+        finally:
+            self._rest()
         return shard
 
     def _progressed(self, fraction: float) -> None:
+        if self._closing:
+            raise EngineStoppedError("the worker stops")
         self.status = replace(self.status, load_progress=fraction)
 
     def _release(self) -> None:
-        self._shard = self._pool = None
+        self._shard = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+        self._rest()
+
+    def _rest(self, **changes: object) -> None:
+        """Outside a group, with or without a shard."""
+        shard = self._shard
+        phase = "waiting" if shard is None else "loaded" if shard.loaded else "waiting for a peer's weights"
         self._set(
             state=cluster_pb2.WORKER_STATE_STANDBY,
-            phase="waiting",
-            load_progress=0.0,
-            weights_bytes=0,
-            kv_cache_bytes=0,
+            phase=phase,
+            load_progress=float(shard is not None and shard.loaded),
+            weights_bytes=0 if shard is None else shard.weights_bytes,
+            kv_cache_bytes=0 if shard is None else shard.kv_cache_bytes,
+            **changes,
         )
 
-    def _serve(self, request: shard_worker_pb2.JoinGroupRequest, joined: Future[Group]) -> None:
+    def _serve(
+        self, request: shard_worker_pb2.JoinGroupRequest, joined: Future[Group], aborts_seen: int
+    ) -> None:
         """The life of this rank in one epoch."""
         try:
             if not joined.set_running_or_notify_cancel():
                 return
             try:
-                self._enter(request)
+                membership, runner = self._enter(request, aborts_seen)
             except Exception as error:  # noqa: BLE001 - handed to whoever asked
                 self._leave(request.epoch, None)
                 joined.set_exception(error)
                 return
-            membership = self._membership
-            assert membership is not None
             joined.set_result(membership.group)
-            self._step(request, membership)
+            fault = run_steps(
+                request, membership, runner, self._publish, keep_alive_s=self._config.keep_alive_s
+            )
+            self._leave(request.epoch, fault)
         finally:
-            self._membership = None
             self._idle.set()
 
-    def _enter(self, request: shard_worker_pb2.JoinGroupRequest) -> None:
-        shard = self._shard
+    def _enter(
+        self, request: shard_worker_pb2.JoinGroupRequest, aborts_seen: int
+    ) -> tuple[EpochMembership, Runner]:
+        shard, limits = self._shard, request.limits
         if (
             shard is None
             or shard.key.rank != request.rank
@@ -236,79 +263,26 @@ class Engine:
         ):
             raise RuntimeError(f"rank {request.rank} of {len(request.members)} has no shard loaded here")
         self._set(state=cluster_pb2.WORKER_STATE_LOADING, phase="forming", epoch=request.epoch, fault=None)
-        group = self._groups.join(request, self._device)
-        profiler = CommunicationProfiler(group.handler)
-        shard.handler.bind(profiler)
-        self._membership = _Membership(group, Inbox(), profiler)
+        bound_memory(self._device, limits.memory_bytes)
+        group = self._groups.join(request, self._device, aborts_seen=aborts_seen)
+        membership = EpochMembership(group, Inbox(), CommunicationProfiler(group.handler))
+        self._membership = membership
+        shard.handler.bind(membership.profiler)
         sources = parameter_sources(request.members)
         if sources:
             self._set(phase="handing over weights")
             shard.exchange(group.handler, sources, self._device, self._progressed)
-        limits = request.limits
-        if self._pool is None or self._pool.num_blocks != limits.num_blocks:
-            self._pool = None  # before the new one, not beside it
-            self._pool = shard.allocate_pool(limits, self._device)
-        self._set(phase="warming up", weights_bytes=shard.weights_bytes, kv_cache_bytes=self._pool.bytes)
-        self._runner = Runner(shard.model, self._pool, cpu_threads=self._config.cpu_threads)
-        self._runner.warm_up(limits.max_batched_tokens)
+        pool = shard.pool(limits, self._device)
+        self._set(phase="warming up", weights_bytes=shard.weights_bytes, kv_cache_bytes=shard.kv_cache_bytes)
+        runner = Runner(shard.model, pool, cpu_threads=self._config.cpu_threads)
+        runner.warm_up(limits.max_batched_tokens)
         group.handler.barrier()  # no rank serves before all are warm
         self._set(state=cluster_pb2.WORKER_STATE_ACTIVE, phase="serving")
-
-    def _step(self, request: shard_worker_pb2.JoinGroupRequest, membership: _Membership) -> None:
-        limits = request.limits
-        membership.progress.last_step_at = time.monotonic()
-        scheduler = Scheduler(
-            Limits(limits.max_num_seqs, limits.max_batched_tokens, request.model.max_model_len),
-            BlockAllocator(limits.num_blocks, limits.block_size),
-        )
-        group = membership.group
-        loop = StepLoop(
-            request.epoch,
-            membership.profiler,
-            group.step_channel,
-            scheduler,
-            self._runner,
-            membership.progress,
-        )
-        try:
-            if group.rank == 0:
-                lead(loop, membership.inbox, self._publish, keep_alive_s=self._config.keep_alive_s)
-            else:
-                follow(loop, timeout_s=request.collective_timeout_s)
-        except Exception as error:  # noqa: BLE001 - whatever it is, this rank has left the group and says why
-            fault = describe_fault(error, request.epoch, membership.profiler)
-            log.warning(
-                "step_failed", kind=fault.kind, error=fault.message, rank=group.rank, epoch=request.epoch
-            )
-            self._leave(request.epoch, fault)
-        else:
-            self._leave(request.epoch, None)
+        return membership, runner
 
     def _leave(self, epoch: int, fault: cluster_pb2.Fault | None) -> None:
+        self._membership = None  # before anybody is told that something changed
         if self._shard is not None:
             self._shard.handler.unbind()
         self._groups.leave(epoch)
-        self._set(state=cluster_pb2.WORKER_STATE_STANDBY, phase="loaded", epoch=0, fault=fault)
-
-
-def parameter_sources(members: Sequence[shard_worker_pb2.GroupMember]) -> dict[int, int]:
-    """Which rank gives its weights to which: those with files share the work of those without."""
-    sources = [member.rank for member in members if member.has_files]
-    needy = [member.rank for member in members if not member.loaded]
-    if needy and not sources:
-        raise RuntimeError("no rank has the checkpoint; put it on one host of the group at least")
-    return {rank: sources[i % len(sources)] for i, rank in enumerate(needy)}
-
-
-def describe_fault(error: Exception, epoch: int, handler: CommunicationProfiler) -> cluster_pb2.Fault:
-    """What the coordinator needs to name the culprit."""
-    fault = cluster_pb2.Fault(kind="engine", message=f"{type(error).__name__}: {error}", epoch=epoch)
-    last = handler.last
-    fault.collective.CopyFrom(cluster_pb2.LastCollective(name=last.operation, sequence=last.sequence))
-    if isinstance(error, CommunicationError):
-        fault.kind = "collective"
-        if error.peer is not None:
-            fault.peer_rank = error.peer
-    elif isinstance(error, torch.OutOfMemoryError | MemoryError):
-        fault.kind = "memory"
-    return fault
+        self._rest(epoch=0, fault=fault)

@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -77,7 +77,7 @@ async def run(config: DistributedConfig) -> None:
     """The life of the process: listens, registers, serves until SIGTERM, Ctrl-C or a Drain.
 
     Raises:
-        WorkerError: the port is taken, or the coordinator refuses this worker.
+        WorkerError: the port is taken, the coordinator refuses this worker, or its engine has a defect.
         DeviceError: there is no such device.
     """
     import grpc
@@ -134,10 +134,9 @@ async def run(config: DistributedConfig) -> None:
     await server.start()
     registration = asyncio.create_task(membership.run(f"{config.host}:{port}"))
     stopping = asyncio.create_task(stop.wait())
+    ended: asyncio.Future[None] = asyncio.wrap_future(engine.ended)
     try:
-        await asyncio.wait({registration, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if registration.done():
-            registration.result()
+        await _first_of(registration, stopping, ended)
     except RefusedError as error:
         raise WorkerError(f"the coordinator at {config.coordinator} refused this worker: {error}") from None
     finally:
@@ -146,6 +145,19 @@ async def run(config: DistributedConfig) -> None:
         await asyncio.gather(registration, stopping, return_exceptions=True)
         await asyncio.to_thread(engine.close)
         await server.stop(grace=0.5)
+        await asyncio.to_thread(groups.close)
+
+
+async def _first_of(
+    registration: asyncio.Future[None], stopping: asyncio.Future[Any], ended: asyncio.Future[None]
+) -> None:
+    """Until the worker is to stop, or can't go on: then it raises why."""
+    waited: list[asyncio.Future[Any]] = [registration, stopping, ended]
+    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+    if registration.done():
+        registration.result()
+    if ended.done() and (defect := ended.exception()) is not None:
+        raise WorkerError(f"the engine thread ended: {type(defect).__name__}: {defect}") from defect
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: object) -> None:

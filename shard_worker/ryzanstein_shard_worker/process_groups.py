@@ -79,6 +79,8 @@ class ProcessGroupManager:
         self._first_call: grpc.Future[Any] | None = None  # cancelled if nobody holds it
         self._store: CoordinatorStore | None = None
         self._group: Group | None = None
+        self._aborts = 0
+        self._abort_reason = ""
 
     def prepare(self) -> None:
         """Connects to the coordinator in the background and loads the native library: the first join is faster."""
@@ -95,22 +97,41 @@ class ProcessGroupManager:
         """The group that this worker is in."""
         return self._group
 
-    def join(self, request: shard_worker_pb2.JoinGroupRequest, device: torch.device) -> Group:
+    @property
+    def aborts(self) -> int:
+        """How often `abort` was called: whoever asks for a join that has to wait its turn notes it first."""
+        with self._lock:
+            return self._aborts
+
+    def join(
+        self,
+        request: shard_worker_pb2.JoinGroupRequest,
+        device: torch.device,
+        *,
+        aborts_seen: int | None = None,
+    ) -> Group:
         """Meets the other members and forms the group. A group that stands is left first.
+
+        Args:
+            aborts_seen: `aborts` when the join was asked for: an abort since then ends it before it begins.
+                None: it was asked for just now.
 
         Raises:
             CommunicationError: a member did not come in time, the attempt is over, or it was aborted.
         """
         self._discard()
         started_at = time.monotonic()
-        if len(request.members) == 1:
-            return self._enter(request, request.backend, SingleHandler(), SingleStepChannel(), started_at)
         attempt = Attempt(request.group_id, request.epoch, request.nonce)
         with self._lock:
+            seen = self._aborts if aborts_seen is None else aborts_seen
+            if self._aborts != seen:
+                raise _join_error(request, f"aborted: {self._abort_reason}")
             store = CoordinatorStore(
                 self._connection(), attempt, deadline=started_at + request.join_timeout_s
             )
             self._store = store
+        if len(request.members) == 1:
+            return self._enter(request, request.backend, SingleHandler(), SingleStepChannel(), started_at)
         try:
             former = GroupFormer(
                 request, device, store, self._listening_host(request), reproducible=request.model.reproducible
@@ -124,8 +145,11 @@ class ProcessGroupManager:
         return self._enter(request, backend, handler, channel, started_at)
 
     def abort(self, reason: str) -> None:
-        """Ends the join or the group that this worker is in, out of any blocked call. Nothing if there is none."""
+        """Ends the join or the group that this worker is in, out of any blocked call, and every join that was asked
+        for before."""
         with self._lock:
+            self._aborts += 1
+            self._abort_reason = reason
             store, group = self._store, self._group
         if store is not None:
             store.cancel(reason)
@@ -175,7 +199,7 @@ class ProcessGroupManager:
             self._group = None if unwanted else group
         if unwanted:  # the abort came when nothing was waiting any more
             group.close()
-            raise _join_error(request, "aborted")
+            raise _join_error(request, f"aborted: {self._abort_reason}")
         log.info(
             "group_joined",
             group=group.group_id,

@@ -7,13 +7,15 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
+import torch
 
 from ryzanstein.model_plan import ModelError
 from ryzanstein.v1 import shard_worker_pb2, shard_worker_pb2_grpc
 from ryzanstein.wire import StatusError, invalid_argument, stale_epoch, unavailable
 
+from .checkpoint import InitializationError
 from .communication import CommunicationError
-from .engine import Engine
+from .engine import Engine, EngineStoppedError
 
 Context = grpc.aio.ServicerContext[Any, Any]
 #: What steps brought, in order; None ends the stream.
@@ -49,14 +51,13 @@ class ShardWorkerServicer(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
         self, request: shard_worker_pb2.LoadShardRequest, context: Context
     ) -> shard_worker_pb2.LoadShardResponse:
         self._advance(request.epoch)
-        if self._engine.membership is not None:
-            raise StatusError(
-                grpc.StatusCode.FAILED_PRECONDITION, "this worker is in a group; abort or release it first"
-            )
+        self._refuse_while_busy()
         try:
             shard = await asyncio.wrap_future(self._engine.load(request))
         except ModelError as error:
             raise invalid_argument(str(error)) from error
+        except EngineStoppedError as error:
+            raise unavailable(str(error)) from error
         except (MemoryError, RuntimeError) as error:
             raise StatusError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, f"loading the shard failed: {error}"
@@ -73,10 +74,18 @@ class ShardWorkerServicer(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
         self, request: shard_worker_pb2.JoinGroupRequest, context: Context
     ) -> shard_worker_pb2.JoinGroupResponse:
         self._advance(request.epoch)
+        self._refuse_while_busy()
         try:
             group = await asyncio.wrap_future(self._engine.join(request))
-        except CommunicationError as error:
+        except (CommunicationError, EngineStoppedError) as error:
             raise unavailable(f"the group did not form: {error}") from error
+        except (MemoryError, RuntimeError, InitializationError, ModelError) as error:
+            raise StatusError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED
+                if isinstance(error, MemoryError | torch.OutOfMemoryError)
+                else grpc.StatusCode.FAILED_PRECONDITION,
+                f"this rank could not enter the group: {type(error).__name__}: {error}",
+            ) from error
         return shard_worker_pb2.JoinGroupResponse(
             epoch=self._epoch, backend=group.backend, duration_s=group.duration_s
         )
@@ -88,6 +97,8 @@ class ShardWorkerServicer(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
         if inbox is None:
             raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, "this worker is not the leader of a group")
         epoch = self._engine.status.epoch
+        if self._outputs is not None:
+            self._outputs.put_nowait(None)  # the coordinator has opened another one: the one before is dead
         outputs = self._outputs = _Outputs()
         alive: set[int] = set()
 
@@ -99,6 +110,7 @@ class ShardWorkerServicer(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
                     alive.add(message.submit.sequence_id)
                     inbox.submit(message.submit)
                 else:
+                    alive.discard(message.cancel.sequence_id)
                     inbox.cancel(message.cancel.sequence_id)
 
         commands = asyncio.create_task(take_commands())
@@ -123,7 +135,7 @@ class ShardWorkerServicer(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
         self, request: shard_worker_pb2.AbortRequest, context: Context
     ) -> shard_worker_pb2.AbortResponse:
         self._advance(request.epoch)
-        last_step = await asyncio.to_thread(self._engine.abort, request.reason)
+        last_step = await self._abort(request.reason)
         return shard_worker_pb2.AbortResponse(epoch=self._epoch, last_step=last_step)
 
     async def Drain(  # noqa: N802
@@ -137,9 +149,21 @@ class ShardWorkerServicer(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
         self, request: shard_worker_pb2.ReleaseRequest, context: Context
     ) -> shard_worker_pb2.ReleaseResponse:
         self._advance(request.epoch)
-        await asyncio.to_thread(self._engine.abort, "the shard is released")
+        await self._abort("the shard is released")
         await asyncio.wrap_future(self._engine.release())
         return shard_worker_pb2.ReleaseResponse(epoch=self._epoch)
+
+    async def _abort(self, reason: str) -> int:
+        try:
+            return await asyncio.to_thread(self._engine.abort, reason)
+        except TimeoutError as error:
+            raise StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, str(error)) from error
+
+    def _refuse_while_busy(self) -> None:
+        if self._engine.busy:
+            raise StatusError(
+                grpc.StatusCode.FAILED_PRECONDITION, "this worker is in a group; abort or release it first"
+            )
 
     def _advance(self, epoch: int) -> None:
         if epoch < self._epoch:

@@ -72,10 +72,17 @@ class Shard:
     #: False while the weights have to come from a peer.
     loaded: bool = False
     duration_s: float = 0.0
+    #: Some of the weights came from a peer, which then failed.
+    _begun: bool = False
+    _pool: KVPool | None = None
 
     @property
     def weights_bytes(self) -> int:
         return self.model.weights_bytes if self.loaded else 0
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        return 0 if self._pool is None else self._pool.bytes
 
     def read(self, device: torch.device, progress: Progress) -> None:
         """Fills the model from this worker's files, packing layer by layer.
@@ -105,6 +112,11 @@ class Shard:
             InitializationError: the ranks don't agree; CommunicationError: a rank failed on the way.
         """
         started_at = time.monotonic()
+        if not self.loaded:
+            if self._begun:  # what came is packed and can't be filled again
+                del self.model  # before the new one, not beside it
+                self.model = _blank(self.key, self.config, self.handler, device)
+            self._begun = True
         initializer = DistributedParameterInitializer(handler, self.config, DTYPES[self.key.dtype], device)
         initializer.initialize(
             None if self.loaded else self.model, source_rank_of, self.index, progress, self._pack
@@ -112,18 +124,22 @@ class Shard:
         if not self.loaded:
             self._complete(started_at, "peer")
 
-    def allocate_pool(self, limits: shard_worker_pb2.EngineLimits, device: torch.device) -> KVPool:
-        """Pages for this rank's key-value heads."""
-        first, last = kv_head_range(self.config, self.key.rank, self.key.tensor_parallel_size)
-        return KVPool(
-            self.config.num_layers,
-            limits.num_blocks,
-            last - first,
-            self.config.head_dim,
-            block_size=limits.block_size,
-            dtype=DTYPES[self.key.dtype],
-            device=device,
-        )
+    def pool(self, limits: shard_worker_pb2.EngineLimits, device: torch.device) -> KVPool:
+        """Pages for this rank's key-value heads: those of the epoch before, if they are as many."""
+        pool = self._pool
+        if pool is None or (pool.num_blocks, pool.block_size) != (limits.num_blocks, limits.block_size):
+            self._pool = pool = None  # before the new one, not beside it
+            first, last = kv_head_range(self.config, self.key.rank, self.key.tensor_parallel_size)
+            self._pool = pool = KVPool(
+                self.config.num_layers,
+                limits.num_blocks,
+                last - first,
+                self.config.head_dim,
+                block_size=limits.block_size,
+                dtype=DTYPES[self.key.dtype],
+                device=device,
+            )
+        return pool
 
     def _pack(self, module: str) -> None:
         self.model.pack_module(module, reproducible=self.key.reproducible)
@@ -166,7 +182,10 @@ def build_shard(
     else:
         log.info("no_checkpoint_here", directory=str(directory))
         config = decode_model_config(request.model.config_json)
-    handler = RebindableHandler(request.rank, request.tensor_parallel_size)
-    dtype = DTYPES[request.model.dtype]
-    model = build_model(config, handler, dtype, device, max_positions=request.model.max_model_len)
-    return Shard(ShardKey.of(request), config, model, handler, index)
+    key = ShardKey.of(request)
+    handler = RebindableHandler(key.rank, key.tensor_parallel_size)
+    return Shard(key, config, _blank(key, config, handler, device), handler, index)
+
+
+def _blank(key: ShardKey, config: ModelConfig, handler: RebindableHandler, device: torch.device) -> Decoder:
+    return build_model(config, handler, DTYPES[key.dtype], device, max_positions=key.max_model_len)
