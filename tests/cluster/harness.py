@@ -43,7 +43,9 @@ class Program:
         *arguments: str,
         module: str = "ryzanstein_coordinator",
         command: list[str] | None = None,
+        failpoints: Path | None = None,
     ) -> None:
+        """`failpoints`: the directory where `ryzanstein.failpoints` of its processes are armed."""
         self.command = command or [sys.executable, "-m", module, *arguments]
         self.process = subprocess.Popen(
             self.command,
@@ -51,7 +53,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment(),
+            env=environment() | ({"RYZANSTEIN_FAILPOINTS": str(failpoints)} if failpoints else {}),
             start_new_session=True,
         )
         self.stderr_lines: list[str] = []
@@ -149,6 +151,7 @@ class Cluster(Program):
         model: Path = BUNDLED_MODEL,
         *flags: str,
         tensor_parallel_size: int = 2,
+        failpoints: Path | None = None,
     ) -> None:
         super().__init__(
             "serve",
@@ -164,6 +167,7 @@ class Cluster(Program):
             "--device",
             "cpu",
             *flags,
+            failpoints=failpoints,
         )
         self.grpc = self.http = ""
 

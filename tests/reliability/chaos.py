@@ -1,0 +1,213 @@
+"""Kill after kill under load, and what each one cost. The suite runs a few; `make chaos` a hundred.
+
+python -m tests.reliability.chaos --kills 100 --streams 24 --json FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.cluster.harness import BUNDLED_MODEL, Cluster
+
+from .traffic import Traffic, sampled_requests
+from .watching import Footprint, HealthWatch
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """One fault. Times in seconds; those of the coordinator count from the fault's first sign."""
+
+    rank: int
+    worker_id: str
+    #: Of the stream that waited longest, and of the middle one.
+    worst_stall_s: float
+    median_stall_s: float
+    #: How long /health said 200 while nothing could be generated; how often it did not while tokens flowed.
+    falsely_well_s: float
+    falsely_ill: int
+    cause: str
+    detected_s: float
+    fenced_s: float
+    reformed_s: float
+    first_token_s: float
+    requests_resumed: int
+    #: What is wrong with the report of who failed, if anything.
+    misreported: str = ""
+
+
+@contextmanager
+def disturbed_cluster(
+    state_dir: Path,
+    *flags: str,
+    model: Path = BUNDLED_MODEL,
+    streams: int = 24,
+    spares: int = 1,
+    size: int = 2,
+) -> Iterator[tuple[Cluster, Traffic, HealthWatch]]:
+    """A cluster under load, watched. Fails at the end if any token of any stream was wrong."""
+    vocab_size = json.loads((model / "config.json").read_text())["vocab_size"]
+    requests = sampled_requests(streams + 8, seed=7, vocab_size=vocab_size)
+    with Cluster(state_dir, model, "--spares", str(spares), *flags, tensor_parallel_size=size) as cluster:
+        cluster.ready(120)
+        wait_for_spares(cluster, spares)
+        with HealthWatch(cluster.http) as health, Traffic(cluster.grpc, requests, streams=streams) as traffic:
+            traffic.wait_for_flow()
+            yield cluster, traffic, health
+            traffic.wait_for_flow()
+        assert not traffic.failures, traffic.failures
+        assert traffic.finished, "no request was compared to its end"
+
+
+def wait_for_spares(cluster: Cluster, spares: int) -> None:
+    """Until the group serves and all spares hold a shard."""
+
+    def whole(snapshot: dict[str, Any]) -> bool:
+        ready = [w for w in snapshot["workers"] if w["state"] == "standby" and w["load_progress"] == 1.0]
+        return snapshot["state"] == "serving" and len(ready) >= spares
+
+    cluster.wait_for(whole, f"{spares} spares hold a shard", 60)
+
+
+def kill(cluster: Cluster, traffic: Traffic, health: HealthWatch, rank: int) -> Kill:
+    """`kill -9` of one rank in the midst of the streams; returns when they flow again."""
+    victim = cluster.workers()[rank]
+    epoch = cluster.snapshot()["epoch"]
+    calm_since = time.monotonic() - 0.5
+    killed_at = time.monotonic()
+    psutil.Process(victim["pid"]).kill()
+    snapshot = cluster.wait_for(
+        lambda s: (
+            s["epoch"] > epoch and s["last_recovery"] and s["last_recovery"]["first_token_s"] is not None
+        ),
+        "tokens of the next epoch",
+    )
+    traffic.wait_for_flow()
+    stalls = traffic.stalls_s(killed_at)
+    again_at = killed_at + min(stalls)
+    recovery = snapshot["last_recovery"]
+    culprit = recovery["culprit"] or {}
+    named = (culprit.get("worker_id"), culprit.get("rank"), culprit.get("pid"), recovery["cause"])
+    wanted = (victim["id"], rank, victim["pid"], "process")
+    time.sleep(0.1)
+    return Kill(
+        rank=rank,
+        worker_id=victim["id"],
+        worst_stall_s=max(stalls),
+        median_stall_s=statistics.median(stalls),
+        falsely_well_s=health.falsely_well_s(killed_at, again_at),
+        falsely_ill=health.falsely_ill(calm_since, killed_at)
+        + health.falsely_ill(killed_at + max(stalls), time.monotonic()),
+        cause=recovery["cause"],
+        detected_s=recovery["detected_s"],
+        fenced_s=recovery["fenced_s"],
+        reformed_s=recovery["reformed_s"],
+        first_token_s=recovery["first_token_s"],
+        requests_resumed=recovery["requests_resumed"],
+        misreported="" if named == wanted else f"{named} instead of {wanted}",
+    )
+
+
+def kills_in_a_row(
+    cluster: Cluster, traffic: Traffic, health: HealthWatch, count: int, *, spares: int, seed: int = 1
+) -> Iterator[Kill]:
+    """Kills one rank after another, each time when all places are filled again."""
+    draw = random.Random(seed)
+    for _ in range(count):
+        wait_for_spares(cluster, spares)
+        traffic.wait_for_flow()
+        yield kill(cluster, traffic, health, draw.randrange(len(cluster.workers())))
+
+
+def summary(kills: list[Kill]) -> dict[str, float]:
+    """Medians and worst cases, in milliseconds."""
+
+    def figures(name: str) -> tuple[float, float]:
+        values = [1000 * getattr(each, name) for each in kills]
+        return round(statistics.median(values), 1), round(max(values), 1)
+
+    result: dict[str, float] = {"kills": len(kills)}
+    for name in (
+        "worst_stall_s",
+        "median_stall_s",
+        "falsely_well_s",
+        "detected_s",
+        "fenced_s",
+        "reformed_s",
+        "first_token_s",
+    ):
+        label = name.removesuffix("_s")
+        result[f"{label}_ms_median"], result[f"{label}_ms_worst"] = figures(name)
+    result["falsely_ill"] = sum(each.falsely_ill for each in kills)
+    result["misreported"] = sum(bool(each.misreported) for each in kills)
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=BUNDLED_MODEL)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--streams", type=int, default=24)
+    parser.add_argument("--spares", type=int, default=1)
+    parser.add_argument("--tensor-parallel-size", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--json", type=Path, help="where to write every kill")
+    options = parser.parse_args()
+    kills: list[Kill] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="ryzanstein-chaos-") as state_dir,
+        disturbed_cluster(
+            Path(state_dir),
+            "--dtype",
+            options.dtype,
+            model=options.model,
+            streams=options.streams,
+            spares=options.spares,
+            size=options.tensor_parallel_size,
+        ) as (cluster, traffic, health),
+    ):
+        coordinator = next(p for p in cluster.children() if "coordinator" in p.cmdline())
+        before = Footprint.of(coordinator.pid)
+        for each in kills_in_a_row(
+            cluster, traffic, health, options.kills, spares=options.spares, seed=options.seed
+        ):
+            kills.append(each)
+            print(
+                f"{len(kills):4} rank {each.rank} {each.worker_id:10} longest stall "
+                f"{1000 * each.worst_stall_s:6.0f} ms, "
+                f"reformed {1000 * each.reformed_s:5.0f} ms, {each.requests_resumed} resumed"
+                + (f"  MISREPORTED {each.misreported}" if each.misreported else ""),
+                flush=True,
+            )
+            if traffic.failures:
+                break
+        grown = Footprint.of(coordinator.pid).growth_over(before)
+    figures = summary(kills)
+    print(json.dumps(figures, indent=2))
+    print(
+        f"{traffic.finished} requests compared, {traffic.tokens} tokens; coordinator: {grown or 'no growth'}"
+    )
+    if options.json:
+        options.json.write_text(
+            json.dumps({"summary": figures, "kills": [asdict(k) for k in kills]}, indent=2)
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
