@@ -8,8 +8,16 @@ BIN := $(VENV)/bin
 BUF := npx --yes @bufbuild/buf@1.75.0
 PROTO_FILES := $(wildcard protos/ryzanstein/v1/*.proto)
 PYTEST_FLAGS ?=
+# Of gpu-check: the folder with the report, the wheels to install from where there is no registry (made by gpu-wheels for
+# the GPU machine's Python), what to run (cpu: a rehearsal without a GPU), and flags such as --only tests.
+REPORT ?= gpu-report
+WHEELS ?= .wheels
+GPU_PYTHON_VERSION ?= 3.12
+GPU_DEVICE ?= cuda
+GPU_CHECK_FLAGS ?=
+GPU_VENV := .venv-gpu
 
-.PHONY: demo test test-unit check lint types proto proto-check coverage bench clean
+.PHONY: demo test test-unit check lint types proto proto-check coverage bench gpu-check gpu-wheels clean
 
 demo: $(VENV)/.run
 	$(BIN)/ryzanstein demo
@@ -49,6 +57,14 @@ coverage: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
 
+# PYTHON names an interpreter whose own torch uses the GPU; nothing that it has is fetched or replaced.
+gpu-check:
+	$(PYTHON) -m tools.gpu_check.prepare --venv $(GPU_VENV) --wheels $(WHEELS) --device $(GPU_DEVICE)
+	$(GPU_VENV)/bin/python -m tools.gpu_check --report $(REPORT) --device $(GPU_DEVICE) $(GPU_CHECK_FLAGS)
+
+gpu-wheels:
+	$(PYTHON) -m tools.gpu_check.wheels --to $(WHEELS) --python-version $(GPU_PYTHON_VERSION)
+
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python 3.11 or later is needed, this is {sys.version.split()[0]}: use make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
@@ -64,4 +80,4 @@ $(VENV)/.dev: $(VENV)/.run
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist shard_worker/ryzanstein_shard_worker/native/*.so
+	rm -rf $(VENV) $(GPU_VENV) build dist shard_worker/ryzanstein_shard_worker/native/*.so
