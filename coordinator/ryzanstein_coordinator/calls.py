@@ -10,11 +10,12 @@ from typing import Any, Protocol
 from ryzanstein.model_plan import encode_model_config
 from ryzanstein.v1 import shard_worker_pb2
 
-from . import events
+from . import actions, events
 from .config import OrchestratorConfig
 from .events import Event
+from .group_record import EngineBounds, Member
 from .served_model import ServedModel
-from .state import EngineBounds, Member, WorkerRecord
+from .worker_record import WorkerRecord
 from .workers import CallError, WorkerConnection, Workers
 
 _BACKENDS = {
@@ -73,11 +74,11 @@ class WorkerCalls:
         for task in self._running:
             task.cancel()
 
-    def load(self, action: events.LoadShard) -> None:
+    def load(self, action: actions.LoadShard) -> None:
         """A call for another shard of this worker may be under way: its answer will mean nothing."""
         self._start(self._load(action), f"load-{action.worker_id}")
 
-    def join(self, action: events.JoinGroup, workers: Mapping[str, WorkerRecord]) -> None:
+    def join(self, action: actions.JoinGroup, workers: Mapping[str, WorkerRecord]) -> None:
         """Calls all members at once. The nonce keeps what an earlier attempt left behind apart."""
         nonce = secrets.token_hex(8)
         self._rendezvous.open(action.group_id, action.epoch, nonce)
@@ -96,22 +97,22 @@ class WorkerCalls:
         for member in action.members:
             self._start(self._join(request, member), f"join-{action.group_id}-{member.rank}")
 
-    def leave(self, action: events.LeaveEpoch) -> None:
+    def leave(self, action: actions.LeaveEpoch) -> None:
         """Whoever still waits for a peer in this attempt is told so; Abort ends the call itself."""
         self._rendezvous.close(action.group_id)
 
-    def abort(self, action: events.AbortWorker) -> None:
+    def abort(self, action: actions.AbortWorker) -> None:
         self._start(self._abort(action), f"abort-{action.worker_id}")
 
-    def drain(self, action: events.DrainProcess, epoch: int) -> None:
+    def drain(self, action: actions.DrainProcess, epoch: int) -> None:
         self._start(self._drain(action, epoch), f"drain-{action.worker_id}")
 
     async def drain_all(self, workers: Sequence[WorkerRecord], epoch: int, reason: str) -> None:
         """Asks all workers to end, and waits until each has answered or its deadline has passed."""
-        actions = [events.DrainProcess(w.worker_id, w.incarnation, reason) for w in workers]
-        await asyncio.gather(*(self._drain(action, max(epoch, 0)) for action in actions))
+        drains = [actions.DrainProcess(w.worker_id, w.incarnation, reason) for w in workers]
+        await asyncio.gather(*(self._drain(drain, epoch) for drain in drains))
 
-    async def _load(self, action: events.LoadShard) -> None:
+    async def _load(self, action: actions.LoadShard) -> None:
         identity = (action.worker_id, action.incarnation, action.key)
         request = shard_worker_pb2.LoadShardRequest(
             epoch=action.epoch,
@@ -148,7 +149,7 @@ class WorkerCalls:
             backend = _BACKEND_NAMES.get(reply.backend) or _BACKEND_NAMES[request.backend]
             self._emit(events.Joined(*identity, backend))
 
-    async def _abort(self, action: events.AbortWorker) -> None:
+    async def _abort(self, action: actions.AbortWorker) -> None:
         connection = self._workers.of(action.worker_id, action.incarnation)
         if connection is None:
             return
@@ -163,7 +164,7 @@ class WorkerCalls:
         else:
             self._emit(events.Fenced(*identity))
 
-    async def _drain(self, action: events.DrainProcess, epoch: int) -> None:
+    async def _drain(self, action: actions.DrainProcess, epoch: int) -> None:
         connection = self._workers.of(action.worker_id, action.incarnation)
         if connection is not None:
             await _quietly(connection, shard_worker_pb2.DrainRequest(epoch=epoch, reason=action.reason))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import structlog
 
-from .state import ClusterState, GroupRecord, GroupState, Phase, WorkerRecord, WorkerState, worker_state
+from .group_record import GroupRecord, GroupState, Phase
+from .state import ClusterState, worker_state
+from .worker_record import WorkerRecord, WorkerState
 
 log = structlog.get_logger("ryzanstein_coordinator.cluster")
 

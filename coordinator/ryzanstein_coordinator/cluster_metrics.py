@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from .group_record import GroupState
 from .orchestrator import MultiGPUOrchestrator
-from .state import ClusterState, GroupState, WorkerState, worker_state
+from .state import ClusterState, group_state, worker_state
+from .worker_record import WorkerState
 
 
 class ClusterCollector(Collector):
@@ -59,9 +61,7 @@ def _families() -> dict[str, GaugeMetricFamily]:
 def _groups(state: ClusterState, families: dict[str, GaugeMetricFamily]) -> None:
     for group in state.groups:
         families["group_epoch"].add_metric([group.group_id], group.epoch)
-        shown = group.state
-        if state.draining and shown is GroupState.SERVING:
-            shown = GroupState.DRAINING
+        shown = group_state(state, group)
         for possible in GroupState:
             families["group_state"].add_metric([group.group_id, possible.value], float(possible is shown))
 

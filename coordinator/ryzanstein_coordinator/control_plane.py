@@ -11,13 +11,16 @@ from dataclasses import replace
 from . import events
 from .config import OrchestratorConfig
 from .draft import Decision, Draft
+from .epoch_change import EpochChange
 from .events import Event
 from .failure_recovery import TREATMENTS, FailureRecoveryManager
 from .group_life import GroupLife
+from .group_record import Cause, GroupRecord, Phase
 from .health_monitor import Fault, HealthMonitor
 from .resource_allocator import ResourceAllocator
-from .state import Cause, ClusterState, GroupRecord, Phase, Shard, WorkerRecord
+from .state import ClusterState
 from .worker_life import WorkerLife
+from .worker_record import Shard, WorkerRecord
 
 
 class ControlPlane:
@@ -28,7 +31,8 @@ class ControlPlane:
         self.monitor = HealthMonitor(config)
         self.recovery = FailureRecoveryManager(config)
         self.allocator = allocator
-        self._groups = GroupLife(config, self.recovery, allocator)
+        self._epochs = EpochChange(config)
+        self._groups = GroupLife(config, self._epochs, self.recovery, allocator)
         self._workers = WorkerLife(config, self.monitor, allocator)
 
     def initial(
@@ -91,7 +95,7 @@ class ControlPlane:
                 draft.committed_epoch = max(draft.committed_epoch, event.epoch)
                 for group in draft.groups:
                     if 0 < group.committing <= draft.committed_epoch:
-                        self._groups.announce(draft, group.group_id)
+                        self._epochs.announce(draft, group.group_id)
             case events.CommitFailed():
                 self._commit_failed(draft, event)
             case events.ShardLoaded():
@@ -230,7 +234,7 @@ class ControlPlane:
         if placed and group is not None:
             retry = self.recovery.retry(draft.now_s, group, may_repeat=not event.permanent)
             draft.set_group(group.group_id, failures=retry.failures, not_before_s=retry.not_before_s)
-            self._groups.next_epoch(draft, group.group_id, reason)
+            self._epochs.begin(draft, group.group_id, reason)
 
     def _execute_broken(self, draft: Draft, event: events.ExecuteBroken) -> None:
         group = draft.find_group(event.group_id)

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .events import Action
-from .state import ClusterState, GroupRecord, Telemetry, WorkerRecord
+from .actions import Action
+from .group_record import GroupRecord
+from .state import ClusterState
+from .worker_record import Telemetry, WorkerRecord
 
 
 @dataclass(frozen=True, slots=True)

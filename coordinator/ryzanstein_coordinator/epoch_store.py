@@ -10,7 +10,7 @@ import sqlite3
 import threading
 from pathlib import Path
 
-from .state import Member
+from .group_record import Member
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS epochs (id INTEGER PRIMARY KEY CHECK (id = 1), highest INTEGER NOT NULL);

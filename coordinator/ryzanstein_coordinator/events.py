@@ -1,15 +1,10 @@
-"""What can happen to the cluster, and what can be done about it, as values: the two alphabets of the
-deciders.
-"""
+"""What can happen to the cluster, as values: what the deciders are told."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .state import EngineBounds, Member, ShardKey, Telemetry, WorkerRecord
-
-# --- events: what happened
-# ------------------------------------------------------------------------------------
+from .worker_record import ShardKey, Telemetry, WorkerRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,115 +186,4 @@ Event = (
     | RequestsResumed
     | DrainWorker
     | DrainCluster
-)
-
-# --- actions: what is to be done
-# ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class CommitEpoch:
-    """Make all epochs up to this one durable."""
-
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class RememberMembers:
-    """Store who holds the ranks, so that a restarted coordinator gives them back."""
-
-    group_id: str
-    epoch: int
-    members: tuple[Member, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadShard:
-    """Call LoadShard; a call for another shard of this worker is given up."""
-
-    group_id: str
-    epoch: int
-    worker_id: str
-    incarnation: str
-    key: ShardKey
-    limits: EngineBounds
-
-
-@dataclass(frozen=True, slots=True)
-class AbortWorker:
-    """Call Abort: the worker leaves every epoch below this one."""
-
-    group_id: str
-    epoch: int
-    worker_id: str
-    incarnation: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class JoinGroup:
-    """Call JoinGroup on all members at once."""
-
-    group_id: str
-    epoch: int
-    members: tuple[Member, ...]
-    backend: str
-    limits: EngineBounds
-
-
-@dataclass(frozen=True, slots=True)
-class LeaveEpoch:
-    """The attempt to form this group is over, or its epoch is: nobody may meet in it any more."""
-
-    group_id: str
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class AnnounceReady:
-    """Tell the router that the group serves."""
-
-    group_id: str
-    epoch: int
-    leader: Member
-    limits: EngineBounds
-
-
-@dataclass(frozen=True, slots=True)
-class AnnounceLost:
-    """Tell the router that the group serves no more."""
-
-    group_id: str
-    epoch: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class DrainProcess:
-    """Call Drain: the worker's process ends."""
-
-    worker_id: str
-    incarnation: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class DropWorker:
-    """Nothing of this process is wanted any more: its calls and its connection end."""
-
-    worker_id: str
-    incarnation: str
-
-
-Action = (
-    CommitEpoch
-    | RememberMembers
-    | LoadShard
-    | AbortWorker
-    | JoinGroup
-    | LeaveEpoch
-    | AnnounceReady
-    | AnnounceLost
-    | DrainProcess
-    | DropWorker
 )

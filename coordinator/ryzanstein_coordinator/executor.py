@@ -11,10 +11,11 @@ import structlog
 
 from ryzanstein.v1 import shard_worker_pb2
 
-from . import events
+from . import actions, events
+from .actions import Action
 from .calls import WorkerCalls, limits_message
 from .epoch_store import EpochStore, StoreError
-from .events import Action, Event
+from .events import Event
 from .state import ClusterState
 from .workers import Workers
 
@@ -72,26 +73,26 @@ class Executor:
     def carry_out(self, action: Action, state: ClusterState) -> None:
         """Starts the action and returns at once. `state` is the one that it was decided with."""
         match action:
-            case events.CommitEpoch():
+            case actions.CommitEpoch():
                 self._start(self._commit(action.epoch), f"commit-{action.epoch}", self._writes)
-            case events.RememberMembers():
+            case actions.RememberMembers():
                 self._start(self._remember(action), f"remember-{action.epoch}", self._writes)
-            case events.LoadShard():
+            case actions.LoadShard():
                 self._calls.load(action)
-            case events.AbortWorker():
+            case actions.AbortWorker():
                 self._calls.abort(action)
-            case events.JoinGroup():
+            case actions.JoinGroup():
                 self._calls.join(action, state.workers)
-            case events.LeaveEpoch():
+            case actions.LeaveEpoch():
                 self._calls.leave(action)
-            case events.AnnounceReady():
+            case actions.AnnounceReady():
                 self._announce_ready(action)
-            case events.AnnounceLost():
+            case actions.AnnounceLost():
                 if self.router is not None:
                     self.router.group_lost(action.group_id, action.epoch, action.reason)
-            case events.DrainProcess():
+            case actions.DrainProcess():
                 self._calls.drain(action, state.announced_epoch)
-            case events.DropWorker():
+            case actions.DropWorker():
                 self._workers.drop(action.worker_id, action.incarnation)
 
     async def close(self) -> None:
@@ -112,7 +113,7 @@ class Executor:
         running.add(task)
         task.add_done_callback(running.discard)
 
-    def _announce_ready(self, action: events.AnnounceReady) -> None:
+    def _announce_ready(self, action: actions.AnnounceReady) -> None:
         leader = self._workers.of(action.leader.worker_id, action.leader.incarnation)
         if self.router is None or leader is None:
             return
@@ -131,7 +132,7 @@ class Executor:
         else:
             self._emit(events.EpochCommitted(durable))
 
-    async def _remember(self, action: events.RememberMembers) -> None:
+    async def _remember(self, action: actions.RememberMembers) -> None:
         """Only a preference of a later start: a group serves without it."""
         loop = asyncio.get_running_loop()
         arguments = (action.group_id, action.epoch, action.members)

@@ -7,8 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from .config import OrchestratorConfig
+from .group_record import Cause, CulpritRecord, GroupRecord, Recovery
 from .health_monitor import Fault
-from .state import Cause, CulpritRecord, GroupRecord, Recovery, WorkerRecord
+from .worker_record import WorkerRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

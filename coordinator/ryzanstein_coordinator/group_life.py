@@ -2,39 +2,44 @@
 next epoch.
 
 One method per phase looks at the draft and takes the next step if its condition holds; `advance` calls them
-until nothing changes. What a fault means is decided in `failure_recovery`, who gets which rank in
-`placement`, what fits in `resource_allocator`.
+until nothing changes. How an epoch ends stands in `epoch_change`, what a fault means in `failure_recovery`,
+who gets which rank in `placement`, what fits in `resource_allocator`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from .config import OrchestratorConfig
-from .draft import Draft
-from .events import (
-    AnnounceLost,
+from .actions import (
     AnnounceReady,
     CommitEpoch,
     JoinGroup,
-    LeaveEpoch,
     LoadShard,
     RememberMembers,
 )
+from .config import OrchestratorConfig
+from .draft import Draft
+from .epoch_change import EpochChange
 from .failure_recovery import TREATMENTS, FailureRecoveryManager
+from .group_record import Cause, EngineBounds, GroupRecord, Member, Phase
 from .health_monitor import Fault
 from .placement import backend_of, place
 from .resource_allocator import ResourceAllocator
-from .state import Cause, EngineBounds, GroupRecord, Member, Phase, ShardKey, WorkerRecord
+from .worker_record import ShardKey, WorkerRecord
 
 
 class GroupLife:
     """Moves groups through their phases."""
 
     def __init__(
-        self, config: OrchestratorConfig, recovery: FailureRecoveryManager, allocator: ResourceAllocator
+        self,
+        config: OrchestratorConfig,
+        epochs: EpochChange,
+        recovery: FailureRecoveryManager,
+        allocator: ResourceAllocator,
     ) -> None:
         self._config = config
+        self._epochs = epochs
         self._recovery = recovery
         self._allocator = allocator
 
@@ -42,7 +47,7 @@ class GroupLife:
         """Takes every step whose condition holds now."""
         steps = {
             Phase.VACANT: self._vacant,
-            Phase.FENCING: self._fencing,
+            Phase.FENCING: self._epochs.fence,
             Phase.LOADING: self._loading,
             Phase.FORMING: self._forming,
             Phase.SERVING: self._serving,
@@ -67,7 +72,7 @@ class GroupLife:
             recovery = self._recovery.blame(recovery, fault.cause, culprit, fault.reason)
         retry = self._recovery.retry(draft.now_s, group, may_repeat=TREATMENTS[fault.cause].may_repeat)
         draft.set_group(group_id, recovery=recovery, failures=retry.failures, not_before_s=retry.not_before_s)
-        self.next_epoch(draft, group_id, fault.reason)
+        self._epochs.begin(draft, group_id, fault.reason)
 
     def join_failed(self, draft: Draft, group_id: str, worker_id: str, own_fault: bool, reason: str) -> None:
         """One rank could not join: all leave, and after a pause there is another attempt in a new epoch."""
@@ -80,73 +85,7 @@ class GroupLife:
         if pause_s > 0:
             text += f"; next attempt in {pause_s:.1f} s (failure {retry.failures} in a row)"
         draft.set_group(group_id, failures=retry.failures, not_before_s=retry.not_before_s)
-        self.next_epoch(draft, group_id, text)
-
-    def next_epoch(self, draft: Draft, group_id: str, reason: str) -> None:
-        """Leaves the epoch that stands or forms, and takes the next number.
-
-        The number is announced (to workers, by Abort, and to people) only when it is durable. One is kept in
-        reserve while a group serves, so that a fault does not have to wait for the disk.
-        """
-        group = draft.group(group_id)
-        here = [m for m in group.members if draft.process(m.worker_id, m.incarnation) is not None]
-        joined = group.phase in (Phase.FORMING, Phase.SERVING)
-        for member in here:
-            draft.set_worker(member.worker_id, rank=None)
-        if joined:
-            draft.act(LeaveEpoch(group_id, group.epoch))
-        if group.phase is Phase.SERVING:
-            draft.act(AnnounceLost(group_id, group.epoch, reason))
-        draft.highest_epoch += 1
-        draft.set_group(
-            group_id,
-            phase=Phase.FENCING,
-            reason=reason,
-            committing=draft.highest_epoch,
-            members=(),
-            previous=tuple(m.worker_id for m in group.members) or group.previous,
-            fencing=frozenset(m.worker_id for m in here) if joined else frozenset(),
-            fence_deadline_s=draft.now_s + self._config.fence_timeout_s,
-            answered=frozenset(),
-            serving_since_s=None,
-            vacant_since_s=draft.now_s if group.vacant_since_s is None else group.vacant_since_s,
-        )
-        if draft.highest_epoch <= draft.committed_epoch:
-            self.announce(draft, group_id)
-        else:
-            draft.act(CommitEpoch(draft.highest_epoch))
-
-    def announce(self, draft: Draft, group_id: str) -> None:
-        """The epoch is durable: it is the group's, and the ranks of the last one are told to leave."""
-        group = draft.group(group_id)
-        epoch = group.committing
-        recovery = group.recovery
-        if recovery is not None and recovery.is_open:
-            recovery = replace(recovery, epoch=epoch)
-        draft.set_group(
-            group_id, epoch=epoch, epoch_used=False, committing=0, commit_failed=False, recovery=recovery
-        )
-        for worker_id in sorted(group.fencing):
-            if draft.worker(worker_id) is not None:
-                draft.set_worker(worker_id, fence_epoch=epoch)
-
-    def _fencing(self, draft: Draft, group: GroupRecord) -> None:
-        if group.committing:
-            if group.commit_failed and draft.now_s >= group.not_before_s:
-                draft.set_group(group.group_id, commit_failed=False)
-                draft.act(CommitEpoch(group.committing))
-            return
-        inside = [
-            worker_id
-            for worker_id in group.fencing
-            if (worker := draft.worker(worker_id)) is not None and worker.alive and worker.fence_epoch
-        ]
-        if inside and draft.now_s < group.fence_deadline_s:
-            return
-        recovery = group.recovery
-        if recovery is not None and recovery.is_open and recovery.fenced_at_s is None:
-            recovery = replace(recovery, fenced_at_s=draft.now_s)
-        draft.set_group(group.group_id, phase=Phase.VACANT, fencing=frozenset(), recovery=recovery)
+        self._epochs.begin(draft, group_id, text)
 
     def _vacant(self, draft: Draft, group: GroupRecord) -> None:
         if draft.now_s < group.not_before_s:
@@ -166,7 +105,7 @@ class GroupLife:
             draft.set_group(group.group_id, reason=refusal)
             return
         if group.epoch_used or group.epoch == 0 or group.epoch < max(w.seen_epoch for w in workers):
-            self.next_epoch(draft, group.group_id, group.reason if group.recovering else placement.reason)
+            self._epochs.begin(draft, group.group_id, group.reason if group.recovering else placement.reason)
             return
         self._load(draft, group, placement.members, limits)
 
@@ -220,7 +159,7 @@ class GroupLife:
             worker = draft.process(member.worker_id, member.incarnation)
             if worker is None or not worker.usable:
                 why = "" if worker is None else worker.lost_reason or worker.failed_reason
-                self.next_epoch(
+                self._epochs.begin(
                     draft,
                     group.group_id,
                     f"lost {member.worker_id} (rank {member.rank}) while loading: {why}",

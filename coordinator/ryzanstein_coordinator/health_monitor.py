@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .config import OrchestratorConfig
-from .state import Cause, ClusterState, FaultReport, GroupRecord, Phase, Telemetry, WorkerRecord
+from .group_record import Cause, GroupRecord, Phase
+from .state import ClusterState
+from .worker_record import FaultReport, Telemetry, WorkerRecord
 
 #: The router tries to open a broken Execute stream a few times a second and complains each time: so many
 #: complaints are a fault, and a pause of so many seconds means that it succeeded.

@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from .resource_allocator import DeviceShare
+from .memory_plan import DeviceShare
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 

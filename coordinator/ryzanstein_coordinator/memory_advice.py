@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ryzanstein.model_plan import ModelConfig
+from ryzanstein.model_plan import ModelConfig, tensor_parallel_sizes
 
 from .config import BLOCK_SIZE, OrchestratorConfig
 from .memory_ledger import format_bytes
-from .resource_allocator import LEAST_MODEL_LEN, DeviceShare, MemoryPlan, ResourceAllocator, sizes_above
+from .memory_plan import LEAST_MODEL_LEN, DeviceShare, MemoryPlan, MemoryPlanner
 
 _UTILIZATIONS = (0.92, 0.95, 0.97)
 _FEWER_SEQUENCES = (32, 16, 8, 4, 1)
@@ -41,7 +41,7 @@ def _shorter(
 ) -> str:
     if config.max_model_len is None or not refused.ledgers:
         return ""
-    plan = ResourceAllocator(replace(config, max_model_len=None), model).attempt(size, shares)
+    plan = MemoryPlanner(replace(config, max_model_len=None), model).plan(size, shares)
     if plan.bounds is None:
         return ""
     most = min(plan.bounds.kv_tokens, config.max_model_len) // BLOCK_SIZE * BLOCK_SIZE
@@ -54,7 +54,7 @@ def _fewer_sequences(
     for count in _FEWER_SEQUENCES:
         if count < config.max_num_seqs:
             changed = replace(config, max_num_seqs=count)
-            if ResourceAllocator(changed, model).attempt(size, shares).fits:
+            if MemoryPlanner(changed, model).plan(size, shares).fits:
                 return f"--max-num-seqs {count} fits"
     return ""
 
@@ -65,7 +65,7 @@ def _more_of_the_device(
     for share in _UTILIZATIONS:
         if share > config.memory_utilization:
             changed = replace(config, memory_utilization=share)
-            if ResourceAllocator(changed, model).attempt(size, shares).fits:
+            if MemoryPlanner(changed, model).plan(size, shares).fits:
                 return f"--memory-utilization {share} fits"
     return ""
 
@@ -73,10 +73,10 @@ def _more_of_the_device(
 def _smaller_numbers(
     config: OrchestratorConfig, model: ModelConfig, size: int, shares: tuple[DeviceShare, ...]
 ) -> str:
-    if ResourceAllocator(config, model).dtype != "float32":
+    if MemoryPlanner(config, model).dtype != "float32":
         return ""
     changed = replace(config, dtype="bfloat16")
-    fits = ResourceAllocator(changed, model).attempt(size, shares).fits
+    fits = MemoryPlanner(changed, model).plan(size, shares).fits
     return "--dtype bfloat16 fits: half the bytes, rounded numbers" if fits else ""
 
 
@@ -84,12 +84,14 @@ def _more_ranks(
     config: OrchestratorConfig, model: ModelConfig, size: int, shares: tuple[DeviceShare, ...]
 ) -> str:
     share = min(shares, key=lambda share: share.total_bytes)
-    for more in sizes_above(model, size):
+    for more in tensor_parallel_sizes(model):
+        if more <= size:
+            continue
         # Workers that share one device or host share it with the new ones, too.
         sharing = share.sharing if share.sharing == 1 and share.kind != "cpu" else share.sharing + more - size
         changed = replace(config, tensor_parallel_size=more)
         shared = (replace(share, sharing=sharing),) * more
-        if ResourceAllocator(changed, model).attempt(more, shared).fits:
+        if MemoryPlanner(changed, model).plan(more, shared).fits:
             device = format_bytes(share.total_bytes)
             return f"--tensor-parallel-size {more} fits, with {more} devices of {device}"
     return ""

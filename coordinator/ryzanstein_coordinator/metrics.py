@@ -12,8 +12,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from ryzanstein.v1.shard_worker_pb2 import SchedulerStats
 
+from .group_record import Cause, Recovery
 from .observers import OUTCOMES
-from .state import Cause, ClusterState, Recovery
+from .state import ClusterState
 
 #: From 1 ms on, as all histograms. Seconds.
 _LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -39,7 +40,7 @@ class _SchedulerTotals:
 
 
 class Metrics:
-    """Counts. Implements `observers.RequestMetrics` and `orchestrator.ClusterObserver`."""
+    """Counts. Implements `observers.RequestMetrics` and `control_loop.ClusterObserver`."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         # A registry of our own: two coordinators in one test don't share counters.
@@ -127,7 +128,7 @@ class Metrics:
         if blocks:
             self._kv_usage.set(sum(other.blocks_used for other in self._totals.values()) / blocks)
 
-    # --- orchestrator.ClusterObserver
+    # --- control_loop.ClusterObserver
 
     def heartbeat(self, before: ClusterState, after: ClusterState, worker_id: str) -> None:
         worker = after.workers.get(worker_id)

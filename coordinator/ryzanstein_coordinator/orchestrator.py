@@ -1,18 +1,11 @@
-"""The one loop of the control plane: what happens goes into the pure deciders, what they ask for is carried
-out.
-
-Everything runs in one event loop, and an event is applied the moment it is known: the time between the end of
-a heartbeat stream and the calls that fence the survivors is the time of one decision.
-"""
+"""The control plane as others see it: what workers and the router tell it, what people and the front door ask."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 import uuid
-from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
 
 import grpc
 import structlog
@@ -22,35 +15,24 @@ from ryzanstein.wire import StatusError, not_found
 
 from . import events
 from .calls import NoRendezvous, Rendezvous, WorkerCalls
-from .change_log import log_changes
 from .config import OrchestratorConfig
+from .control_loop import ClusterObserver, ControlLoop
 from .control_plane import ControlPlane
 from .epoch_store import EpochStore
-from .events import Event
 from .executor import Executor, GroupListener
 from .plan import plan_for_cluster
 from .registration import examine
 from .resource_allocator import ResourceAllocator
 from .served_model import ServedModel
 from .snapshot import GroupView, cluster_snapshot, group_view, telemetry_of
-from .state import ClusterState, WorkerRecord
-from .watch import Changes
+from .state import ClusterState
+from .worker_record import WorkerRecord
 from .workers import Connect, Workers, connect_insecure
 
 log = structlog.get_logger(__name__)
 
 #: A watcher gets a new snapshot so often while only telemetry changes.
 REFRESH_S = 1.0
-
-
-class ClusterObserver(Protocol):
-    """Counts what happens; must return at once and must not raise."""
-
-    def heartbeat(self, before: ClusterState, after: ClusterState, worker_id: str) -> None:
-        """A heartbeat of this worker was taken in."""
-
-    def changed(self, before: ClusterState, after: ClusterState) -> None:
-        """Something other than telemetry changed."""
 
 
 class MultiGPUOrchestrator:
@@ -78,6 +60,8 @@ class MultiGPUOrchestrator:
         self._allocator = ResourceAllocator(config, model.config)
         self._control = ControlPlane(config, self._allocator)
         self._store = store
+        self._clock = clock
+        self._loop = ControlLoop(self._control, self._initial(), clock=clock, observer=observer)
         self._workers = Workers(connect)
         self._calls = WorkerCalls(
             config,
@@ -85,17 +69,10 @@ class MultiGPUOrchestrator:
             self.dtype,
             workers=self._workers,
             rendezvous=rendezvous or NoRendezvous(),
-            emit=self._happened,
+            emit=self._loop.happened,
         )
-        self._executor = Executor(self._workers, self._calls, store, self._happened)
-        self._observer = observer
-        self._clock = clock
-        self._inbox: deque[Event] = deque()
-        self._applying = False
+        self._executor = Executor(self._workers, self._calls, store, self._loop.happened)
         self._streams = 0
-        self._closed = False
-        self._changes = Changes()
-        self._state = self._initial()
 
     # --- life
 
@@ -106,24 +83,24 @@ class MultiGPUOrchestrator:
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Begins to watch the clock. All runs in `tasks`: a defect ends the process with its reason."""
         self._executor.start(tasks)
-        self._state = self._initial()  # waiting begins now, not when the process did
-        self._executor.spawn(self._watch_clock(), "orchestrator")
+        # Waiting begins now, not when the process did. Four ticks per heartbeat.
+        self._loop.start(self._executor, self._initial(), self.config.heartbeat_interval_s / 4)
 
     def begin_drain(self) -> None:
         """The coordinator is about to stop: it is not ready any more, but what runs is still looked after."""
-        self._happened(events.DrainCluster())
+        self._loop.happened(events.DrainCluster())
 
     async def close(self, *, drain_workers: bool = False, reason: str = "the coordinator stops") -> None:
         """Ends all calls and watchers; with `drain_workers`, asks every worker to end its process before."""
-        if self._closed:
+        if self._loop.closed:
             return
         self.begin_drain()
-        self._closed = True  # that workers leave now is no fault: nothing is decided any more
+        self._loop.close()  # that workers leave now is no fault: nothing is decided any more
         if drain_workers:
-            epoch = self._state.announced_epoch
-            alive = [worker for worker in self._state.workers.values() if worker.alive]
+            epoch = self.state.announced_epoch
+            alive = [worker for worker in self.state.workers.values() if worker.alive]
             await self._calls.drain_all(alive, epoch, reason)
-        self._changes.close()
+        self._loop.changes.close()
         await self._executor.close()
 
     # --- what ClusterService calls
@@ -135,14 +112,14 @@ class MultiGPUOrchestrator:
             StatusError: it can't be taken; see `registration.examine`.
         """
         try:
-            worker = examine(self._clock(), self._state, request)
+            worker = examine(self._clock(), self.state, request)
         except StatusError as error:
             log.warning("worker_refused", worker=request.worker_id, host=request.host, reason=error.message)
             raise
-        self._happened(events.Registered(worker, request.highest_epoch))
+        self._loop.happened(events.Registered(worker, request.highest_epoch))
         self._workers.open(worker)
         return cluster_pb2.RegisterResponse(
-            epoch=self._state.announced_epoch,
+            epoch=self.state.announced_epoch,
             coordinator_id=self.coordinator_id,
             lease_ttl_s=self.config.lease_ttl_s,
             heartbeat_interval_s=self.config.heartbeat_interval_s,
@@ -157,41 +134,38 @@ class MultiGPUOrchestrator:
         """
         self._process(worker_id, incarnation)
         self._streams += 1
-        self._happened(events.StreamOpened(worker_id, incarnation, self._streams))
+        self._loop.happened(events.StreamOpened(worker_id, incarnation, self._streams))
         return self._streams
 
     def heartbeat(self, request: cluster_pb2.HeartbeatRequest) -> cluster_pb2.HeartbeatResponse:
         """Takes a heartbeat. Raises as `open_stream`."""
         worker = self._process(request.worker_id, request.incarnation)
-        before = self._state
         report = telemetry_of(self._clock(), request, worker.device.total_bytes)
-        self._happened(events.Beat(request.worker_id, request.incarnation, report))
-        if self._observer is not None:
-            self._observer.heartbeat(before, self._state, request.worker_id)
-        group = self._state.group(worker.group or "")
-        epoch = self._state.announced_epoch if group is None else group.epoch
+        self._loop.happened(events.Beat(request.worker_id, request.incarnation, report))
+        group = self.state.group(worker.group or "")
+        epoch = self.state.announced_epoch if group is None else group.epoch
         return cluster_pb2.HeartbeatResponse(epoch=epoch, sequence=request.sequence)
 
     def end_stream(self, worker_id: str, incarnation: str, stream: int, reason: str = "") -> None:
         """A heartbeat stream is over: the first sign of a death."""
-        self._happened(events.StreamEnded(worker_id, incarnation, stream, reason))
+        self._loop.happened(events.StreamEnded(worker_id, incarnation, stream, reason))
 
     # --- what the router calls (observers.GroupEvents)
 
     def stream_broken(self, group_id: str, epoch: int, reason: str) -> None:
         """The leader's Execute stream ended, or could not be opened."""
-        self._happened(events.ExecuteBroken(group_id, epoch, reason))
+        self._loop.happened(events.ExecuteBroken(group_id, epoch, reason))
 
     def first_token_after_ready(self, group_id: str, epoch: int, now_s: float) -> None:
         """The first token of the epoch arrived."""
-        self._happened(events.FirstToken(group_id, epoch, now_s))
+        self._loop.happened(events.FirstToken(group_id, epoch, now_s))
 
     # --- what people and the front door ask
 
     @property
     def state(self) -> ClusterState:
         """All that is known, as of now."""
-        return self._state
+        return self._loop.state
 
     @property
     def now_s(self) -> float:
@@ -206,18 +180,18 @@ class MultiGPUOrchestrator:
     @property
     def max_model_len(self) -> int:
         """Most tokens of prompt and output together; what the model allows, until the memory is planned."""
-        planned = [group.limits.max_model_len for group in self._state.groups if group.limits is not None]
+        planned = [group.limits.max_model_len for group in self.state.groups if group.limits is not None]
         return min(planned, default=self.config.max_model_len or self.model.config.context_length)
 
     def readiness(self, now_s: float | None = None) -> tuple[bool, str]:
         """Whether a request sent now would be generated, and why (not). /readyz and gRPC health ask here."""
-        if self._closed:
+        if self._loop.closed:
             return False, "the server is stopping"
-        return self._control.monitor.readiness(self._clock() if now_s is None else now_s, self._state)
+        return self._control.monitor.readiness(self._clock() if now_s is None else now_s, self.state)
 
     def groups(self) -> tuple[GroupView, ...]:
         """All groups, in the order of their ids."""
-        return tuple(group_view(self._state, group) for group in self._state.groups)
+        return tuple(group_view(self.state, group) for group in self.state.groups)
 
     def counts(self) -> tuple[int, int]:
         """Requests that run, and that wait."""
@@ -228,7 +202,7 @@ class MultiGPUOrchestrator:
         """The cluster now; ages are as of this call."""
         return cluster_snapshot(
             self._clock(),
-            self._state,
+            self.state,
             config=self.config,
             model=self.model,
             dtype=self.dtype,
@@ -240,8 +214,8 @@ class MultiGPUOrchestrator:
         """A snapshot now, after every change, and every `refresh_s` while only telemetry changes; None after
         `refresh_s` without anything new. Ends when the orchestrator closes.
         """
-        return self._changes.follow(
-            lambda: (self._state.revision, self._state.telemetry, self.counts()), self.snapshot, refresh_s
+        return self._loop.changes.follow(
+            lambda: (self.state.revision, self.state.telemetry, self.counts()), self.snapshot, refresh_s
         )
 
     def drain_worker(self, worker_id: str) -> int:
@@ -253,67 +227,33 @@ class MultiGPUOrchestrator:
         Raises:
             StatusError: NOT_FOUND; FAILED_PRECONDITION if nobody can take its rank.
         """
-        worker = self._state.workers.get(worker_id)
+        worker = self.state.workers.get(worker_id)
         if worker is None or not worker.alive:
-            known = ", ".join(sorted(w.worker_id for w in self._state.workers.values() if w.alive)) or "none"
+            known = ", ".join(sorted(w.worker_id for w in self.state.workers.values() if w.alive)) or "none"
             raise not_found(f"there is no worker {worker_id!r}; workers are: {known}")
-        if worker.rank is not None and not self._control.can_spare(self._clock(), self._state, worker):
+        if worker.rank is not None and not self._control.can_spare(self._clock(), self.state, worker):
             raise StatusError(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"{worker_id} holds rank {worker.rank} of group {worker.group} and no standby can take it; "
                 "start another worker first, or stop its process: streams then wait for its replacement",
             )
-        self._happened(events.DrainWorker(worker_id))
-        group = self._state.group(worker.group or "")
-        return self._state.announced_epoch if group is None else group.epoch
+        self._loop.happened(events.DrainWorker(worker_id))
+        group = self.state.group(worker.group or "")
+        return self.state.announced_epoch if group is None else group.epoch
 
     def plan_memory(self, request: operations_pb2.PlanMemoryRequest) -> operations_pb2.PlanMemoryResponse:
         """The ledger for a tensor-parallel size on this model. Raises StatusError as `plan_for_cluster`."""
-        response = plan_for_cluster(self.config, self.model.config, self._state, request)
-        response.epoch = self._state.announced_epoch
+        response = plan_for_cluster(self.config, self.model.config, self.state, request)
+        response.epoch = self.state.announced_epoch
         return response
-
-    # --- the loop
 
     def _initial(self) -> ClusterState:
         return self._control.initial(
             self._clock(), committed_epoch=self._store.highest(), previous=self._store.members()
         )
 
-    def _happened(self, event: Event) -> None:
-        """Applies the event, and those that come of carrying out what was decided."""
-        if self._closed:
-            return
-        self._inbox.append(event)
-        if self._applying:
-            return
-        self._applying = True
-        try:
-            while self._inbox:
-                self._apply(self._inbox.popleft())
-        finally:
-            self._applying = False
-
-    def _apply(self, event: Event) -> None:
-        before = self._state
-        decision = self._control.step(self._clock(), before, event)
-        self._state = decision.state
-        for action in decision.actions:
-            self._executor.carry_out(action, decision.state)
-        if decision.state.revision != before.revision:
-            log_changes(before, decision.state)
-            if self._observer is not None:
-                self._observer.changed(before, decision.state)
-            self._changes.notify()
-
-    async def _watch_clock(self) -> None:
-        """Time is an event, too: four times per heartbeat."""
-        while not self._closed:
-            self._happened(events.Tick())
-            await asyncio.sleep(self.config.heartbeat_interval_s / 4)
-
     def _process(self, worker_id: str, incarnation: str) -> WorkerRecord:
-        worker = self._state.workers.get(worker_id)
+        worker = self.state.workers.get(worker_id)
         if worker is not None and incarnation in worker.replaced:
             raise StatusError(
                 grpc.StatusCode.FAILED_PRECONDITION,

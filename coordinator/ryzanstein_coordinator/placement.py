@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from .state import Member, ShardKey, WorkerRecord
+from .group_record import Member
+from .worker_record import ShardKey, WorkerRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from ryzanstein.wire import StatusError, invalid_argument, to_plain
 
 from .config import ConfigError, OrchestratorConfig
 from .memory_ledger import format_bytes
-from .resource_allocator import DeviceShare, MemoryPlan, ResourceAllocator
+from .memory_plan import DeviceShare, MemoryPlan
+from .resource_allocator import ResourceAllocator
 from .state import ClusterState
 
 

@@ -10,7 +10,8 @@ from ryzanstein import NUMERICS_VERSION, WIRE_VERSION
 from ryzanstein.v1 import cluster_pb2
 from ryzanstein.wire import StatusError, invalid_argument
 
-from .state import ClusterState, DeviceRecord, WorkerRecord
+from .state import ClusterState
+from .worker_record import DeviceRecord, WorkerRecord
 
 _DEVICE_KINDS = ("cpu", "cuda")
 _MAX_NAME = 128

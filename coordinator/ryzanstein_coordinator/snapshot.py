@@ -8,17 +8,10 @@ from ryzanstein.v1 import cluster_pb2, operations_pb2, shard_worker_pb2
 
 from .calls import limits_message
 from .config import OrchestratorConfig
+from .group_record import GroupRecord, GroupState, Recovery
 from .served_model import ServedModel
-from .state import (
-    ClusterState,
-    FaultReport,
-    GroupRecord,
-    GroupState,
-    Recovery,
-    Telemetry,
-    WorkerRecord,
-    worker_state,
-)
+from .state import ClusterState, group_state, worker_state
+from .worker_record import FaultReport, Telemetry, WorkerRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +31,7 @@ def group_view(state: ClusterState, group: GroupRecord) -> GroupView:
     leader = state.workers.get(group.leader or "")
     return GroupView(
         group_id=group.group_id,
-        state=group.state,
+        state=group_state(state, group),
         epoch=group.epoch,
         leader_address=None if leader is None else leader.address,
         limits=None if group.limits is None else limits_message(group.limits),
@@ -114,13 +107,10 @@ def cluster_snapshot(
 
 
 def _group(state: ClusterState, group: GroupRecord) -> operations_pb2.GroupStatus:
-    shown = group.state
-    if state.draining and shown is GroupState.SERVING:
-        shown = GroupState.DRAINING
     leader = state.telemetry.get(group.leader or "")
     status = operations_pb2.GroupStatus(
         id=group.group_id,
-        state=shown,
+        state=group_state(state, group),
         epoch=group.epoch,
         tensor_parallel_size=group.size,
         step=0 if leader is None or leader.epoch != group.epoch else leader.step,

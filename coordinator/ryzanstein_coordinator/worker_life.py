@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from .actions import AbortWorker, DrainProcess, DropWorker, LoadShard
 from .config import OrchestratorConfig
 from .draft import Draft
-from .events import AbortWorker, Beat, DrainProcess, DropWorker, LoadShard, Registered, StreamOpened
+from .events import Beat, Registered, StreamOpened
+from .group_record import Phase
 from .health_monitor import HealthMonitor
 from .placement import likely_rank
 from .resource_allocator import ResourceAllocator
-from .state import Phase, ShardKey, WorkerRecord
+from .worker_record import ShardKey, WorkerRecord
 
 #: Between two attempts to fence a worker, or to load a shard again, in seconds.
 RETRY_S = 0.25

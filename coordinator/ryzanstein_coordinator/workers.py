@@ -12,7 +12,7 @@ import grpc
 from ryzanstein.v1 import shard_worker_pb2, shard_worker_pb2_grpc
 from ryzanstein.wire import CHANNEL_OPTIONS
 
-from .state import WorkerRecord
+from .worker_record import WorkerRecord
 
 T = TypeVar("T")
 

@@ -14,7 +14,8 @@ import torch
 from ryzanstein.model_plan import read_model_config
 from ryzanstein.v1 import shard_worker_pb2
 from ryzanstein_coordinator.config import OrchestratorConfig
-from ryzanstein_coordinator.resource_allocator import DeviceShare, ResourceAllocator
+from ryzanstein_coordinator.memory_plan import DeviceShare
+from ryzanstein_coordinator.resource_allocator import ResourceAllocator
 from ryzanstein_shard_worker.communication import SingleHandler
 from ryzanstein_shard_worker.kv_cache import BlockAllocator
 from ryzanstein_shard_worker.models import build_model

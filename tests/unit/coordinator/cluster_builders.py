@@ -9,7 +9,7 @@ from ryzanstein.model_plan import ModelConfig
 from ryzanstein_coordinator.config import OrchestratorConfig
 from ryzanstein_coordinator.control_plane import ControlPlane
 from ryzanstein_coordinator.resource_allocator import ResourceAllocator
-from ryzanstein_coordinator.state import DeviceRecord, Shard, ShardKey, WorkerRecord
+from ryzanstein_coordinator.worker_record import DeviceRecord, Shard, ShardKey, WorkerRecord
 
 GIB = 1024**3
 MIB = 1024**2

@@ -12,10 +12,12 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from ryzanstein_coordinator import events
+from ryzanstein_coordinator import actions, events
+from ryzanstein_coordinator.actions import Action
 from ryzanstein_coordinator.config import OrchestratorConfig
-from ryzanstein_coordinator.events import Action, Event
-from ryzanstein_coordinator.state import FaultReport, Phase, ShardKey, Telemetry, WorkerRecord
+from ryzanstein_coordinator.events import Event
+from ryzanstein_coordinator.group_record import Phase
+from ryzanstein_coordinator.worker_record import FaultReport, ShardKey, Telemetry, WorkerRecord
 
 from .cluster_builders import control_plane, worker
 
@@ -187,19 +189,19 @@ class SimulatedCluster:
 
     def _carry_out(self, action: Action) -> None:
         match action:
-            case events.CommitEpoch():
+            case actions.CommitEpoch():
                 self._commit(action.epoch)
-            case events.LoadShard():
+            case actions.LoadShard():
                 self._announced(action.epoch)
                 assert not self.record(action.worker_id).fence_epoch, "a worker loads before it has left"
                 self._call(action.worker_id, action.incarnation, lambda p: self._load(p, action))
-            case events.AbortWorker():
+            case actions.AbortWorker():
                 if action.epoch > self.processes[action.worker_id].seen_epoch:  # else it knows it already
                     self._announced(action.epoch)
                 self._call(action.worker_id, action.incarnation, lambda p: self._abort(p, action))
                 failed = events.FenceFailed(action.worker_id, action.incarnation, action.epoch, "deadline")
                 self._at(self.now_s + self.config.fence_timeout_s, lambda: self._unless_fenced(failed))
-            case events.JoinGroup():
+            case actions.JoinGroup():
                 self._announced(action.epoch)
                 for member in action.members:
                     self._call(
@@ -207,14 +209,19 @@ class SimulatedCluster:
                         member.incarnation,
                         lambda p, rank=member.rank: self._join(p, action, rank),  # type: ignore[misc]
                     )
-            case events.AnnounceReady():
+            case actions.AnnounceReady():
                 assert action.epoch > self.ready.get(action.group_id, 0), (
                     "a group is ready twice in one epoch"
                 )
                 self.ready[action.group_id] = action.epoch
-            case events.DrainProcess():
+            case actions.DrainProcess():
                 self._call(action.worker_id, action.incarnation, self._leave)
-            case events.AnnounceLost() | events.LeaveEpoch() | events.RememberMembers() | events.DropWorker():
+            case (
+                actions.AnnounceLost()
+                | actions.LeaveEpoch()
+                | actions.RememberMembers()
+                | actions.DropWorker()
+            ):
                 pass
 
     def _announced(self, epoch: int) -> None:
@@ -308,7 +315,7 @@ class SimulatedCluster:
         )
         self._send(events.Beat(process.worker_id, process.incarnation, report))
 
-    def _load(self, process: Process, action: events.LoadShard) -> None:
+    def _load(self, process: Process, action: actions.LoadShard) -> None:
         identity = (process.worker_id, process.incarnation, action.key)
         if action.epoch < process.seen_epoch or process.inside is not None:
             self._reply(process, events.ShardRefused(*identity, False, "FAILED_PRECONDITION"))
@@ -337,7 +344,7 @@ class SimulatedCluster:
         )
         self._at(process.busy_until_s, loaded)
 
-    def _join(self, process: Process, action: events.JoinGroup, rank: int) -> None:
+    def _join(self, process: Process, action: actions.JoinGroup, rank: int) -> None:
         identity = (action.group_id, action.epoch, process.worker_id)
         if action.epoch < process.seen_epoch:
             self._reply(process, events.JoinFailed(*identity, True, "FAILED_PRECONDITION: stale epoch"))
@@ -366,7 +373,7 @@ class SimulatedCluster:
             for finish in attempt.values():
                 finish("UNAVAILABLE: a peer is gone" if dead else "")
 
-    def _abort(self, process: Process, action: events.AbortWorker) -> None:
+    def _abort(self, process: Process, action: actions.AbortWorker) -> None:
         if action.epoch < process.seen_epoch:
             failed = (process.worker_id, process.incarnation, action.epoch, "FAILED_PRECONDITION")
             self._reply(process, events.FenceFailed(*failed))

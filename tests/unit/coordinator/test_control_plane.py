@@ -6,16 +6,10 @@ import itertools
 
 import pytest
 
-from ryzanstein_coordinator import events
-from ryzanstein_coordinator.state import (
-    Cause,
-    FaultReport,
-    GroupState,
-    Phase,
-    Recovery,
-    WorkerState,
-    worker_state,
-)
+from ryzanstein_coordinator import actions, events
+from ryzanstein_coordinator.group_record import Cause, GroupState, Phase, Recovery
+from ryzanstein_coordinator.state import worker_state
+from ryzanstein_coordinator.worker_record import FaultReport, WorkerState
 
 from .cluster_builders import configuration, worker
 from .simulated_cluster import SimulatedCluster
@@ -193,8 +187,8 @@ def test_a_drained_rank_is_replaced_before_its_process_ends() -> None:
     assert cluster.all_serve
     assert leaving not in cluster.members()
     assert recovery_of(cluster).cause is Cause.DRAIN
-    ready_at = next(t for t, a in reversed(cluster.history) if isinstance(a, events.AnnounceReady))
-    ended_at = next(t for t, a in cluster.history if isinstance(a, events.DrainProcess))
+    ready_at = next(t for t, a in reversed(cluster.history) if isinstance(a, actions.AnnounceReady))
+    ended_at = next(t for t, a in cluster.history if isinstance(a, actions.DrainProcess))
     assert ready_at <= ended_at
 
 
@@ -260,8 +254,8 @@ def test_an_epoch_in_reserve_spares_the_disk_in_an_emergency() -> None:
     cluster.kill(cluster.members()[1], seen_after_s=0.001)
     assert cluster.run_until(lambda: cluster.state.groups[0].recovering, 1.0)
     kinds = [type(action) for _, action in cluster.history]
-    assert events.CommitEpoch not in kinds
-    assert events.AbortWorker in kinds
+    assert actions.CommitEpoch not in kinds
+    assert actions.AbortWorker in kinds
 
 
 def test_a_restarted_coordinator_goes_on_above_the_epochs_that_workers_saw() -> None:
@@ -304,7 +298,7 @@ def test_a_group_that_cannot_form_tries_again_ever_more_slowly_and_says_why() ->
     cluster.cannot_join.add("w1")
     cluster.start("w0", "w1")
     cluster.run_for(30.0)
-    joins = [t for t, action in cluster.history if isinstance(action, events.JoinGroup)]
+    joins = [t for t, action in cluster.history if isinstance(action, actions.JoinGroup)]
     pauses = [later - earlier for earlier, later in itertools.pairwise(joins)]
     assert 8 <= len(joins) <= 14
     assert pauses[0] < 0.2  # the first failure is answered at once
@@ -315,7 +309,7 @@ def test_a_group_that_cannot_form_tries_again_ever_more_slowly_and_says_why() ->
     assert "no shared memory; next attempt in 4.0 s" in reason
     cluster.cannot_join.clear()
     assert cluster.run_until(lambda: cluster.all_serve, 5.0)
-    epochs = [action.epoch for _, action in cluster.history if isinstance(action, events.JoinGroup)]
+    epochs = [action.epoch for _, action in cluster.history if isinstance(action, actions.JoinGroup)]
     assert epochs == sorted(set(epochs))  # every attempt has an epoch of its own
 
 

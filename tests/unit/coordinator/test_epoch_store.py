@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ryzanstein_coordinator.epoch_store import EpochStore, StoreError
-from ryzanstein_coordinator.state import Member
+from ryzanstein_coordinator.group_record import Member
 
 MEMBERS = (Member(0, "w0", "w0-1"), Member(1, "w1", "w1-1"))
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ryzanstein_coordinator.failure_recovery import TREATMENTS, FailureRecoveryManager
+from ryzanstein_coordinator.group_record import Cause, GroupRecord, Member, Phase, Recovery
 from ryzanstein_coordinator.health_monitor import Fault
-from ryzanstein_coordinator.state import Cause, GroupRecord, Member, Phase, Recovery
 
 from .cluster_builders import configuration, worker
 

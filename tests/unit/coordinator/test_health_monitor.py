@@ -7,18 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from ryzanstein_coordinator.group_record import Cause, EngineBounds, GroupRecord, Member, Phase
 from ryzanstein_coordinator.health_monitor import Fault, HealthMonitor
-from ryzanstein_coordinator.state import (
-    Cause,
-    ClusterState,
-    EngineBounds,
-    FaultReport,
-    GroupRecord,
-    Member,
-    Phase,
-    Telemetry,
-    WorkerRecord,
-)
+from ryzanstein_coordinator.state import ClusterState
+from ryzanstein_coordinator.worker_record import FaultReport, Telemetry, WorkerRecord
 
 from .cluster_builders import configuration, worker
 

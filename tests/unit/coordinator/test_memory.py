@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ryzanstein_coordinator.memory_ledger import format_bytes, rank_needs
-from ryzanstein_coordinator.resource_allocator import CPU_CACHE_BYTES, DeviceShare, ResourceAllocator
+from ryzanstein_coordinator.memory_plan import CPU_CACHE_BYTES, DeviceShare, MemoryPlanner
+from ryzanstein_coordinator.resource_allocator import ResourceAllocator
 
 from .cluster_builders import GIB, MIB, configuration, cpu, gpu, llama_8b, tiny_model, worker
 
@@ -191,7 +192,7 @@ def test_a_plan_never_promises_more_than_the_budget(
     config = configuration(
         tensor_parallel_size=size, memory_utilization=utilization, max_num_seqs=sequences, spares=0
     )
-    plan = ResourceAllocator(config, llama_8b()).attempt(size, (share(total_gib * GIB, kind),) * size)
+    plan = MemoryPlanner(config, llama_8b()).plan(size, (share(total_gib * GIB, kind),) * size)
     assert plan.fits == (plan.refusal == "")
     for ledger in plan.ledgers:
         assert ledger.budget <= utilization * total_gib * GIB

@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 
 from ryzanstein.v1.shard_worker_pb2 import SchedulerStats
+from ryzanstein_coordinator.group_record import Cause, GroupRecord, Recovery
 from ryzanstein_coordinator.metrics import Metrics
-from ryzanstein_coordinator.state import Cause, ClusterState, GroupRecord, Recovery, Telemetry
+from ryzanstein_coordinator.state import ClusterState
+from ryzanstein_coordinator.worker_record import Telemetry
 
 from .cluster_builders import worker
 

@@ -11,7 +11,9 @@ import pytest
 from ryzanstein import NUMERICS_VERSION
 from ryzanstein.v1 import cluster_pb2, cluster_pb2_grpc, operations_pb2, operations_pb2_grpc, shard_worker_pb2
 from ryzanstein_coordinator.epoch_store import EpochStore
-from ryzanstein_coordinator.state import Cause, GroupState, Phase, WorkerState, worker_state
+from ryzanstein_coordinator.group_record import Cause, GroupState, Phase
+from ryzanstein_coordinator.state import worker_state
+from ryzanstein_coordinator.worker_record import WorkerState
 from ryzanstein_coordinator.workers import CallError, Workers
 
 from .cluster_builders import GIB, MIB, configuration

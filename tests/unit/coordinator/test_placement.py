@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ryzanstein_coordinator.group_record import Member
 from ryzanstein_coordinator.placement import backend_of, likely_rank, natural_key, place
-from ryzanstein_coordinator.state import Member, ShardKey
+from ryzanstein_coordinator.worker_record import ShardKey
 
 from .cluster_builders import gpu, shard, worker
 

@@ -1,0 +1,151 @@
+"""What is known of a worker, as frozen records: what it is and was told, apart from what it reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class WorkerState(StrEnum):
+    """What /cluster shows of a worker."""
+
+    JOINING = "joining"
+    STANDBY = "standby"
+    LOADING = "loading"
+    ACTIVE = "active"
+    SUSPECT = "suspect"
+    LOST = "lost"
+    FAILED = "failed"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRecord:
+    """A device as its worker described it."""
+
+    name: str = "cpu"
+    kind: str = "cpu"
+    model: str = ""
+    total_bytes: int = 0
+    free_bytes: int = 0
+    baseline_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ShardKey:
+    """Which part of the model; workers with equal keys hold the same bytes."""
+
+    rank: int
+    size: int
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What a worker said that it holds."""
+
+    key: ShardKey
+    #: False: it needs a peer to send it the weights when the group is formed.
+    loaded: bool
+    #: It can read any rank's shard, also for a peer.
+    has_files: bool
+    weights_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRecord:
+    """One process, from its registration until it is forgotten."""
+
+    worker_id: str
+    incarnation: str
+    registered_at_s: float
+    host: str = ""
+    host_id: str = ""
+    pid: int = 0
+    address: str = ""
+    device: DeviceRecord = DeviceRecord()
+    release: str = ""
+    cpu_threads: int = 0
+    #: Earlier processes under this id, newest last: they are dead to us.
+    replaced: tuple[str, ...] = ()
+    #: Number of its heartbeat stream; 0 before the first one is open. The end of an older stream means
+    #: nothing.
+    stream: int = 0
+    #: A heartbeat came on that stream: it is known what the worker is in.
+    heard: bool = False
+
+    #: The highest epoch that it was told: it refuses calls of an older one.
+    seen_epoch: int = 0
+    #: The group that it belongs to, also while that group recovers.
+    group: str | None = None
+    #: Only in the current epoch.
+    rank: int | None = None
+    shard: Shard | None = None
+    #: A LoadShard call is under way.
+    loading: ShardKey | None = None
+    #: After a load that failed.
+    load_not_before_s: float = 0.0
+
+    #: Not 0: it must leave what it is in, by an Abort of this epoch, before it gets a rank.
+    fence_epoch: int = 0
+    #: An Abort call is under way.
+    fencing: bool = False
+    fence_not_before_s: float = 0.0
+
+    #: How often it was the culprit while its process lived on; others are preferred to it.
+    strikes: int = 0
+    suspect: bool = False
+    draining: bool = False
+    #: A Drain call was sent.
+    leaving: bool = False
+    lost_reason: str = ""
+    lost_at_s: float = 0.0
+    #: It can't serve as it is (other checkpoint, broken device); stays until its process is replaced.
+    failed_reason: str = ""
+
+    @property
+    def alive(self) -> bool:
+        """Its process is taken to run."""
+        return not self.lost_reason
+
+    @property
+    def usable(self) -> bool:
+        """A rank may be given to it, once it is fenced."""
+        return self.heard and self.alive and not self.failed_reason and not self.leaving
+
+    @property
+    def placeable(self) -> bool:
+        """A rank may be given to it now."""
+        return self.usable and not self.fence_epoch and not self.suspect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultReport:
+    """A failure that a worker saw."""
+
+    kind: str
+    message: str
+    epoch: int
+    peer_rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """The last heartbeat of a worker."""
+
+    heard_at_s: float
+    epoch: int = 0
+    phase: str = ""
+    load_progress: float = 0.0
+    step: int = 0
+    progress_age_s: float = 0.0
+    total_bytes: int = 0
+    weights_bytes: int = 0
+    kv_cache_bytes: int = 0
+    used_bytes: int = 0
+    collective: str = ""
+    collective_sequence: int = 0
+    communication_ratio: float = 0.0
+    step_duration_s: float = 0.0
+    leaving: bool = False
+    fault: FaultReport | None = None
