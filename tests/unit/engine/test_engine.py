@@ -63,13 +63,17 @@ class Worker:
 
     def __init__(self) -> None:
         self.on_change: Callable[[], None] = lambda: None
-        self.published: list[shard_worker_pb2.ExecuteResponse] = []
+        self.on_step: Callable[[shard_worker_pb2.ExecuteResponse], object] = lambda response: None
         config = DistributedConfig(coordinator=NO_COORDINATOR, worker_id="w", keep_alive_s=0.01)
         self.groups = ProcessGroupManager(NO_COORDINATOR, host="127.0.0.1")
-        self.engine = Engine(
-            config, self.groups, publish=self.published.append, on_change=lambda: self.on_change()
-        )
+        self.engine = Engine(config, self.groups, publish=self._stepped, on_change=self._changed)
         self.engine.start()
+
+    def _changed(self) -> None:
+        self.on_change()
+
+    def _stepped(self, response: shard_worker_pb2.ExecuteResponse) -> None:
+        self.on_step(response)
 
     def stop_at(self, phase: str) -> threading.Event:
         """The engine thread waits at its next change to this phase until the event is set."""
@@ -213,7 +217,7 @@ def test_a_stream_that_the_coordinator_opens_again_ends_the_one_before(worker: W
 
     async def streams() -> list[int]:
         loop = asyncio.get_running_loop()
-        worker.engine._publish = lambda response: loop.call_soon_threadsafe(servicer.publish, response)
+        worker.on_step = lambda response: loop.call_soon_threadsafe(servicer.publish, response)
         await servicer.LoadShard(load_request(), context)
         await servicer.JoinGroup(join_request(), context)
 
@@ -224,7 +228,7 @@ def test_a_stream_that_the_coordinator_opens_again_ends_the_one_before(worker: W
 
         first = servicer.Execute(commands(1), context)
         assert [o.sequence_id for o in (await anext(first)).outputs] in ([], [1])
-        second = servicer.Execute(commands(2), context)
+        second: Any = servicer.Execute(commands(2), context)
         seen = [o.sequence_id for o in (await anext(second)).outputs]
         with pytest.raises(StatusError, match="is over on this worker"):
             async for _ in first:
