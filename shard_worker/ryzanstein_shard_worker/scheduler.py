@@ -101,28 +101,28 @@ class Scheduler:
         """
         dropped: list[tuple[Sequence, FinishReason.ValueType, str]] = []
         slices: list[Slice] = []
+        kept: set[int] = set()  # ids of the sequences in the batch
         budget = self.limits.max_batched_tokens
         for sequence in sorted(self.running, key=lambda s: s.num_uncomputed > 1):
             if budget == 0:
                 break
-            if sequence not in self.running:  # pre-empted for one before it
+            if not sequence.blocks:  # pre-empted for one before it
                 continue
             count = min(sequence.num_uncomputed, budget)
-            if not self._make_room(sequence, count, {id(piece.sequence) for piece in slices}):
+            if not self._make_room(sequence, count, kept):
                 if len(self.running) == 1 and not slices:
                     dropped.append(self._drop_too_long(sequence))
                 else:
                     self._preempt(sequence)
                 continue
             slices.append(self._take(sequence, count))
+            kept.add(sequence.sequence_id)
             budget -= count
         while self.waiting and budget > 0 and len(self.running) < self.limits.max_num_seqs:
             sequence = self.waiting[0]
             # Room for all of its tokens and the next: admitting less would only pre-empt it again.
             needed = blocks_for(len(sequence.tokens) + 1, self.allocator.block_size)
             if needed > self.allocator.num_blocks - 1:
-                self.waiting.pop(0)
-                self.running.append(sequence)
                 dropped.append(self._drop_too_long(sequence))
                 continue
             if not self.allocator.can_allocate(needed):
@@ -182,7 +182,9 @@ class Scheduler:
         needed = blocks_for(sequence.num_computed + count, self.allocator.block_size) - len(sequence.blocks)
         while needed > 0 and not self.allocator.can_allocate(needed):
             victims = [
-                s for s in self.running if id(s) not in kept and _queue_order(s) > _queue_order(sequence)
+                s
+                for s in self.running
+                if s.sequence_id not in kept and _queue_order(s) > _queue_order(sequence)
             ]
             if not victims:
                 return False

@@ -94,15 +94,20 @@ def _attend_group(
         mask = mask.expand(-1, -1, heads // kv_heads, -1)
         return scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale).view(-1, heads, dim)
     q = q.transpose(0, 1)[None]  # [1, heads, n, d]
-    if mask is None:
-        got = scaled_dot_product_attention(
-            q, keys, values, is_causal=True, scale=scale, enable_gqa=heads != kv_heads
-        )
-    else:
-        # CUDA's kernels that take a mask want as many kv heads as query heads, else every score is stored.
+    if mask is not None or q.dtype == torch.float32:
+        # Of CUDA's kernels only flash attention lets heads share a key, and it takes neither a mask nor float32. The
+        # next best wants as many kv heads as query heads, else every score is stored.
         keys = keys.repeat_interleave(heads // kv_heads, 1)
         values = values.repeat_interleave(heads // kv_heads, 1)
-        got = scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
+    got = scaled_dot_product_attention(
+        q,
+        keys,
+        values,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=keys.shape[1] != heads,
+    )
     return got[0].transpose(0, 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -174,6 +175,24 @@ def test_one_rank_without_the_library_brings_all_to_gloo(ranks: Ranks, who: int)
 def test_without_anonymous_files_a_named_one_is_used_and_leaves_no_name(ranks: Ranks) -> None:
     ranks.call(refuse_anonymous_files, on=[0])
     assert ranks.form(SHARED_MEMORY) == ["shared_memory"] * 3
+    assert ranks.call(sum_of_ones) == [3.0] * 3
+    assert ours_in_dev_shm() == []
+
+
+def fill_dev_shm(rank: Rank) -> None:
+    """As in a container, where it has 64 MiB: what is not reserved would end in a SIGBUS."""
+
+    def posix_fallocate(fd: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    os.posix_fallocate = posix_fallocate
+
+
+@needs_native_library
+def test_without_room_for_a_named_file_all_use_gloo(ranks: Ranks) -> None:
+    ranks.call(refuse_anonymous_files, on=[0])
+    ranks.call(fill_dev_shm, on=[0])
+    assert ranks.form(SHARED_MEMORY) == ["gloo"] * 3
     assert ranks.call(sum_of_ones) == [3.0] * 3
     assert ours_in_dev_shm() == []
 

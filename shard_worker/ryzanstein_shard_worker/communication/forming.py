@@ -69,6 +69,8 @@ class GroupFormer:
                 device=self._device,
                 timeout_s=self._request.collective_timeout_s,
                 reproducible=self._reproducible,
+                join_timeout_s=self._store.remaining_s(),
+                cancelled=lambda: self._store.cancelled,
             )
         except BaseException:
             channel.close()

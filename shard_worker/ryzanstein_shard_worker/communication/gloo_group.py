@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import socket
 import threading
 import time
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store
 
+from .attempt import attempt_in_thread
 from .sockets import Endpoints, connections_since, cut, socket_inodes, wait_for_cut
 
 #: Tags of messages: numbers below are free for operations.
@@ -130,30 +132,13 @@ def form_gloo_group(
         RuntimeError: the group could not be formed; the message is torch's.
         InterruptedError: `cancelled` said yes.
     """
-    result: list[GlooGroup | BaseException] = []
-    done = threading.Event()
-
-    def attempt() -> None:
-        try:
-            result.append(_form(store, prefix, rank, world_size, host=host, timeout_s=timeout_s))
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
-            # Its frames would keep gloo's sockets and thread until the next garbage collection.
-            result.append(error.with_traceback(None))
-        finally:
-            done.set()
-            if cancelled() and isinstance(result[0], GlooGroup):
-                result[0].close()
-
-    thread = threading.Thread(target=attempt, name="gloo-form", daemon=True)
-    thread.start()
-    while not done.wait(0.005):
-        if cancelled():
-            raise InterruptedError("forming the gloo group was aborted")
-    thread.join()
-    outcome = result[0]
-    if isinstance(outcome, GlooGroup):
-        return outcome
-    raise outcome
+    return attempt_in_thread(
+        lambda: _form(store, prefix, rank, world_size, host=host, timeout_s=timeout_s),
+        GlooGroup.close,
+        name="gloo-form",
+        timeout_s=math.inf,  # the attempt has its own
+        cancelled=cancelled,
+    )
 
 
 def _form(store: Store, prefix: str, rank: int, world_size: int, *, host: str, timeout_s: float) -> GlooGroup:

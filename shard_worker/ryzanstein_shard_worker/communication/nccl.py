@@ -6,6 +6,7 @@ our own notices an operation that does not end, and aborts the communicator.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -23,6 +24,7 @@ from torch._C._distributed_c10d import (
     ReduceScatterOptions,
 )
 
+from .attempt import attempt_in_thread
 from .backend import BackendHandler
 from .launch_watch import DeviceEvent, LaunchWatch
 from .rendezvous import CoordinatorStore
@@ -34,6 +36,9 @@ _ENVIRONMENT = {
     "TORCH_NCCL_ENABLE_MONITORING": "0",  # so does the monitor of the thread that would have ended it
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",  # would look into the store for ever
 }
+#: How long torch waits for a communicator that is not ready, with a lock that an abort needs; 30 minutes unless said
+#: otherwise. Read once per process (NCCLUtils.cpp), so the first group's time holds for all.
+_NOT_READY = "TORCH_NCCL_NONBLOCKING_TIMEOUT"
 _WATCH_INTERVAL_S = 0.01
 
 
@@ -126,11 +131,15 @@ class NcclHandler(BackendHandler):
     def _abort(self, reason: str) -> None:
         self._stop.set()
         group = self._process_group
+        if group is None:  # closed already
+            return
         # ncclCommAbort waits for every CUDA graph that captured the communicator to be dropped (since NCCL 2.26).
         threading.Thread(target=group.abort, name="nccl-abort", daemon=True).start()
 
     def _close(self) -> None:
         self._stop.set()
+        if self._process_group is None:
+            return
         box = [self._process_group, self._store]
         self._process_group = None
 
@@ -192,16 +201,44 @@ def form_nccl_group(
     device: torch.device,
     timeout_s: float,
     reproducible: bool,
+    join_timeout_s: float = 60.0,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> NcclHandler:
     """Connects the ranks' devices: returns when all have answered.
 
+    Args:
+        timeout_s: of every later operation.
+        cancelled: asked every few milliseconds: when it says yes the call ends, while the abandoned attempt runs
+            into a timeout of its own. Nothing can end it sooner: torch holds a lock that an abort needs.
+
     Raises:
         RuntimeError, CommunicationError: NCCL refused, or a rank did not come.
+        TimeoutError: nothing came of it within `join_timeout_s`.
+        InterruptedError: `cancelled` said yes.
     """
-    from torch._C._distributed_c10d import ProcessGroupNCCL  # only in builds with CUDA
-
     # torch reads them in the constructor; there is no other way to say it.
     os.environ.update(_ENVIRONMENT)
+    os.environ.setdefault(_NOT_READY, str(math.ceil(join_timeout_s)))
+    return attempt_in_thread(
+        lambda: _form(store, rank, world_size, device, timeout_s=timeout_s, reproducible=reproducible),
+        NcclHandler.close,
+        name="nccl-form",
+        timeout_s=join_timeout_s,
+        cancelled=cancelled,
+    )
+
+
+def _form(
+    store: CoordinatorStore,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    *,
+    timeout_s: float,
+    reproducible: bool,
+) -> NcclHandler:
+    from torch._C._distributed_c10d import ProcessGroupNCCL  # only in builds with CUDA
+
     options = ProcessGroupNCCL.Options()
     # Without it a communicator that waits for a missing rank can't be aborted.
     options.config.blocking = 0

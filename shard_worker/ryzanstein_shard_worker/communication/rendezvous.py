@@ -123,6 +123,10 @@ class CoordinatorStore(Store):
 
     deleteKey = delete_key  # noqa: N815 - what C++ looks for
 
+    def clone(self) -> CoordinatorStore:
+        """torch wants one where another thread is going to use it; this one may be used by several."""
+        return self
+
     def _call(
         self,
         method: Any,

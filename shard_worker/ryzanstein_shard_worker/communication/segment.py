@@ -148,7 +148,11 @@ def _create(
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             held.callback(os.close, fd)
             held.callback(os.unlink, path)
-        os.ftruncate(fd, layout.total_bytes())
+        if medium == "memfd":
+            os.ftruncate(fd, layout.total_bytes())
+        else:
+            # All of it now: where a full /dev/shm runs out of pages later, the kernel kills whoever touches one.
+            os.posix_fallocate(fd, 0, layout.total_bytes())
         segment = SharedSegment(fd, 0, layout)
         told = {"path": path, "inode": os.fstat(fd).st_ino}
     finally:

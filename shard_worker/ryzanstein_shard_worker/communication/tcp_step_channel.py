@@ -21,6 +21,8 @@ _ADDRESS_KEY = "step_channel"
 _LENGTH = struct.Struct("<I")
 #: Nobody is let in who does not know the attempt's nonce.
 _HELLO = struct.Struct("<64sI")
+#: For the greeting of whoever has connected: a member sends it at once.
+_GREETING_S = 0.5
 #: How often a wait for members looks whether it was cancelled.
 _GLANCE_S = 0.02
 
@@ -45,6 +47,7 @@ class TcpStepChannel(StepChannel):
 
     def send(self, payload: bytes) -> None:
         self._sequence += 1
+        self._check("step_channel.send")
         frame = _LENGTH.pack(len(payload)) + payload
         for peer, connection in self._connections.items():
             try:
@@ -59,6 +62,7 @@ class TcpStepChannel(StepChannel):
 
     def receive(self, timeout_s: float) -> bytes:
         self._sequence += 1
+        self._check("step_channel.receive")
         (length,) = _LENGTH.unpack(self._read(_LENGTH.size, timeout_s))
         return self._read(length, self._timeout_s) if length else b""
 
@@ -92,7 +96,12 @@ class TcpStepChannel(StepChannel):
             self._fail("step_channel.receive", f"rank 0 closed the connection ({error})", 0)
         return bytes(data)
 
-    def _fail(self, operation: str, reason: str, peer: int) -> NoReturn:
+    def _check(self, operation: str) -> None:
+        """After a failure a message may have gone out, or come in, in part: nothing may follow it."""
+        if self._broken is not None:
+            self._fail(operation, *self._broken)
+
+    def _fail(self, operation: str, reason: str, peer: int | None) -> NoReturn:
         if self._broken is None:
             self._broken = (reason, peer)
         why, who = self._broken
@@ -182,11 +191,12 @@ def _accept_all(
 
 
 def _greeted_by(connection: socket.socket, hello: bytes, world_size: int) -> int | None:
-    """The rank at the other end; None for a stranger."""
-    connection.settimeout(1.0)
+    """The rank at the other end; None for a stranger, who must not keep the ranks waiting."""
+    deadline = time.monotonic() + _GREETING_S
     greeting = b""
     try:
         while len(greeting) < _HELLO.size:
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
             part = connection.recv(_HELLO.size - len(greeting))
             if not part:
                 return None

@@ -47,6 +47,7 @@ def test_what_torch_calls_from_cpp_reaches_the_coordinator(channel: grpc.Channel
     assert prefixed.compare_set("key", "value", "other") == b"other"
     assert prefixed.delete_key("key")
     assert not prefixed.delete_key("key")
+    assert prefixed.clone().get("count") == b"3"  # type: ignore[attr-defined]  # not in the stubs
 
 
 def test_any_bytes_survive(channel: grpc.Channel) -> None:

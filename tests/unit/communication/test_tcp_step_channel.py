@@ -120,3 +120,53 @@ def test_a_leader_that_can_not_be_reached_is_an_error() -> None:
         connect(store, 1)
     with pytest.raises(InterruptedError):
         connect(store, 1, cancelled=lambda: True)
+
+
+def test_nothing_follows_a_message_that_went_out_in_part() -> None:
+    """A reader that comes back would take the next message's bytes for the rest of the last one."""
+    left, right = socket.socketpair()
+    with left, right:
+        leader = TcpStepChannel({1: left}, rank=0, world_size=2, timeout_s=0.05)
+        with pytest.raises(CommunicationError, match="rank 1 took nothing"):
+            leader.send(b"x" * 8_000_000)
+        right.setblocking(False)
+        taken = len(right.recv(8_000_000))
+        with pytest.raises(CommunicationError, match="rank 1 took nothing") as again:
+            leader.send(b"short")
+        assert again.value.peer == 1
+        while part := _received(right):
+            taken += len(part)
+        assert taken < 8_000_000
+
+
+def _received(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(1 << 20)
+    except BlockingIOError:
+        return b""
+
+
+def test_a_stranger_that_says_nothing_does_not_keep_the_ranks_waiting() -> None:
+    store = HashStore()
+    leader = Leader(store)
+    with socket.create_connection(leader.address(store), 5) as stranger:
+        started_at = time.monotonic()
+        dripping = threading.Event()
+
+        def drip() -> None:
+            while not dripping.wait(0.1):
+                try:
+                    stranger.send(b"n")
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        member = connect(store, 1)
+        leader.thread.join(5)
+        assert leader.channel is not None
+        assert time.monotonic() - started_at < 3.0
+        dripping.set()
+        thread.join(5)
+    member.close()
+    leader.channel.close()
