@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from ryzanstein.model_plan import ModelConfig, ModelError, read_model_config
+from ryzanstein.model_plan import ModelConfig, ModelError, check_tensor_parallel_size, read_model_config
 from ryzanstein.v1 import operations_pb2
 from ryzanstein.wire import StatusError, invalid_argument, to_plain
 
@@ -33,9 +33,10 @@ def plan_for_devices(
         model: None reads it from the model directory.
 
     Raises:
-        ModelError: the directory holds no model that can be served.
+        ModelError: the directory holds no model that can be served, or it can't be split so.
     """
     model = model or read_model_config(config.model_dir)
+    check_tensor_parallel_size(model, config.tensor_parallel_size)
     share = DeviceShare(kind=kind, total_bytes=device_bytes, free_bytes=device_bytes, baseline_bytes=0)
     size = config.tensor_parallel_size
     return ResourceAllocator(config, model).plan(size, (share,) * size)
@@ -55,18 +56,17 @@ def plan_for_cluster(
     """
     size = request.tensor_parallel_size or config.tensor_parallel_size
     try:
+        check_tensor_parallel_size(model, size)  # before anything is made that has so many parts
         changed = replace(
             config,
             tensor_parallel_size=size,
             memory_utilization=request.memory_utilization or config.memory_utilization,
         )
-    except ConfigError as error:
+    except (ConfigError, ModelError) as error:
         raise invalid_argument(str(error)) from error
     allocator = ResourceAllocator(changed, model)
     shares = _shares(changed, allocator, state, request.device_bytes)
     plan = allocator.plan(size, tuple((shares * size)[:size]) if len(shares) < size else tuple(shares[:size]))
-    if not plan.ledgers:
-        raise invalid_argument(plan.refusal)
     return plan_message(plan)
 
 
