@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 from collections.abc import Mapping
@@ -64,7 +65,7 @@ class OrchestratorConfig:
     #: 0 picks a free one.
     grpc_port: int = 50051
     http_port: int = 8000
-    #: One key per line; None: no authentication.
+    #: One key per line. Nothing checks keys yet, so anything but None is refused.
     api_key_file: Path | None = None
     #: Accepts a host that other machines reach although nothing is encrypted.
     insecure: bool = False
@@ -133,6 +134,11 @@ class OrchestratorConfig:
             if not 0 <= port < 65536:
                 raise ConfigError(f"{flag}: {port} is not in 0..65535")
         self._check_times()
+        if self.api_key_file is not None:
+            raise ConfigError(
+                f"--api-key-file: {self.api_key_file} would protect nothing, because this release does not check "
+                "keys; leave it out, and let only trusted machines reach the ports"
+            )
         if not self.insecure and not is_loopback(self.host):
             raise ConfigError(
                 f"--host: {self.host} is open to other machines without encryption; "
@@ -181,7 +187,10 @@ _SECONDS = tuple(name for name in OrchestratorConfig.__dataclass_fields__ if nam
 
 def is_loopback(host: str) -> bool:
     """Whether only processes of this machine reach the address."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name: it may stand for anything
+        return False
 
 
 def default_state_dir(environment: Mapping[str, str]) -> Path:

@@ -157,8 +157,10 @@ class GroupLife:
         workers = []
         for member in group.members:
             worker = draft.process(member.worker_id, member.incarnation)
-            if worker is None or not worker.usable:
-                why = "" if worker is None else worker.lost_reason or worker.failed_reason
+            if worker is None or not worker.able:
+                why = (
+                    "replaced" if worker is None else worker.lost_reason or worker.failed_reason or "drained"
+                )
                 self._epochs.begin(
                     draft,
                     group.group_id,

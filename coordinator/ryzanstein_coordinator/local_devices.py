@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from .memory_plan import DeviceShare
@@ -20,7 +21,7 @@ def local_shares(device: str, count: int) -> tuple[DeviceShare, ...]:
     Raises:
         DeviceCountError: there are GPUs, but fewer than workers, or none although they were asked for.
     """
-    gpus = [] if device == "cpu" else gpu_memories()
+    gpus = [] if device == "cpu" else gpu_memories(os.environ.get("CUDA_VISIBLE_DEVICES"))
     if gpus or device == "cuda":
         if len(gpus) < count:
             raise DeviceCountError(
@@ -37,14 +38,39 @@ class DeviceCountError(ValueError):
     exit_code = 2
 
 
-def gpu_memories() -> list[int]:
-    """Bytes of each NVIDIA GPU, in the order of their indices; empty without a driver."""
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+def gpu_memories(visible: str | None) -> list[int]:
+    """Bytes of each NVIDIA GPU that the workers will see, in their order; empty without a driver.
+
+    Args:
+        visible: CUDA_VISIBLE_DEVICES, which the workers inherit: they count from 0 what it names.
+    """
+    query = ["nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"]
     try:
         listing = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-        return [int(line) * 2**20 for line in listing.splitlines() if line.strip()]
+        rows = [line.split(",") for line in listing.splitlines() if line.strip()]
+        return visible_memories([(uuid.strip(), int(mebibytes) * 2**20) for uuid, mebibytes in rows], visible)
     except (OSError, subprocess.SubprocessError, ValueError):
         return []
+
+
+def visible_memories(gpus: Sequence[tuple[str, int]], visible: str | None) -> list[int]:
+    """What CUDA makes of `visible`: indices, or the beginnings of ids, up to the first that names no GPU.
+
+    Args:
+        gpus: (id, bytes) of all of this machine.
+    """
+    if visible is None:
+        return [total for _, total in gpus]
+    chosen = []
+    for name in (part.strip() for part in visible.split(",")):
+        if name.isascii() and name.isdigit():
+            named = gpus[int(name) : int(name) + 1]
+        else:
+            named = [gpu for gpu in gpus if name and gpu[0].startswith(name)]
+        if len(named) != 1:
+            break
+        chosen.append(named[0][1])
+    return chosen
 
 
 def host_memory() -> int:

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from ryzanstein.v1.shard_worker_pb2 import SchedulerStats
 
-from .group_record import Cause, Recovery
+from .group_record import Cause, Phase, Recovery
 from .observers import OUTCOMES
 from .state import ClusterState
 
@@ -124,9 +124,12 @@ class Metrics:
         totals.prefix_queries = stats.prefix_queries_total
         totals.prefix_hits = stats.prefix_hits_total
         totals.blocks_used, totals.blocks_total = stats.blocks_used, stats.blocks_total
+        self._set_usage()
+
+    def _set_usage(self) -> None:
         blocks = sum(other.blocks_total for other in self._totals.values())
-        if blocks:
-            self._kv_usage.set(sum(other.blocks_used for other in self._totals.values()) / blocks)
+        used = sum(other.blocks_used for other in self._totals.values())
+        self._kv_usage.set(used / blocks if blocks else 0.0)
 
     # --- control_loop.ClusterObserver
 
@@ -148,6 +151,9 @@ class Metrics:
         if before.groups is after.groups:
             return
         for old, new in zip(before.groups, after.groups, strict=True):
+            if old.phase is Phase.SERVING and new.phase is not Phase.SERVING:
+                self._totals.pop(old.group_id, None)  # its schedulers are gone, with all that they held
+                self._set_usage()
             if new.recovery is not None and new.recovery != old.recovery:
                 same = old.recovery is not None and old.recovery.detected_at_s == new.recovery.detected_at_s
                 self._recovery(old.recovery if same else None, new.recovery)

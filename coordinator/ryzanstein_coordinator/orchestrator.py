@@ -21,7 +21,7 @@ from .control_plane import ControlPlane
 from .epoch_store import EpochStore
 from .executor import Executor, GroupListener
 from .plan import plan_for_cluster
-from .registration import examine
+from .registration import check_epoch, examine
 from .resource_allocator import ResourceAllocator
 from .served_model import ServedModel
 from .snapshot import GroupView, cluster_snapshot, group_view, telemetry_of
@@ -138,8 +138,9 @@ class MultiGPUOrchestrator:
         return self._streams
 
     def heartbeat(self, request: cluster_pb2.HeartbeatRequest) -> cluster_pb2.HeartbeatResponse:
-        """Takes a heartbeat. Raises as `open_stream`."""
+        """Takes a heartbeat. Raises as `open_stream`, and INVALID_ARGUMENT for an epoch that can't be."""
         worker = self._process(request.worker_id, request.incarnation)
+        check_epoch(request.epoch, request.worker_id)
         report = telemetry_of(self._clock(), request, worker.device.total_bytes)
         self._loop.happened(events.Beat(request.worker_id, request.incarnation, report))
         group = self.state.group(worker.group or "")

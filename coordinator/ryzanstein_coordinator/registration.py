@@ -15,6 +15,10 @@ from .worker_record import DeviceRecord, WorkerRecord
 
 _DEVICE_KINDS = ("cpu", "cuda")
 _MAX_NAME = 128
+#: Of what is only shown: host names, device models, releases.
+_MAX_TEXT = 256
+#: Every whole number up to here is exact in JSON and fits into the store. No cluster comes near it.
+MAX_EPOCH = 2**53
 #: How many earlier processes of one id are remembered, so that a second live one with its id is found out.
 _REPLACED_LIMIT = 8
 
@@ -78,10 +82,16 @@ def _check_fields(request: cluster_pb2.RegisterRequest) -> None:
         if not 1 <= len(text) <= _MAX_NAME or not text.isprintable() or not text.isascii():
             raise invalid_argument(f"Register: {name} must be 1 to {_MAX_NAME} printable ASCII characters")
     host, _, port = request.address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or not (port.isascii() and port.isdigit() and len(port) < 6) or not 0 < int(port) < 65536:
         raise invalid_argument(
             f"Register: address {request.address!r} of {request.worker_id} is not HOST:PORT of its own server"
         )
+    texts = (request.address, request.host, request.host_id, request.versions.release)
+    if any(len(text) > _MAX_TEXT for text in (*texts, request.device.name, request.device.model)):
+        raise invalid_argument(
+            f"Register: a text of {request.worker_id} is longer than {_MAX_TEXT} characters"
+        )
+    check_epoch(request.highest_epoch, request.worker_id)
     if request.device.kind not in _DEVICE_KINDS:
         raise invalid_argument(
             f"Register: device kind {request.device.kind!r} of {request.worker_id} is not one of "
@@ -89,6 +99,12 @@ def _check_fields(request: cluster_pb2.RegisterRequest) -> None:
         )
     if request.device.total_bytes == 0:
         raise invalid_argument(f"Register: device {request.device.name} of {request.worker_id} has no memory")
+
+
+def check_epoch(epoch: int, worker_id: str) -> None:
+    """Raises StatusError, INVALID_ARGUMENT, for a number that no coordinator ever gave: nothing can follow it."""
+    if epoch > MAX_EPOCH:
+        raise invalid_argument(f"{worker_id} speaks of epoch {epoch}; no epoch is above {MAX_EPOCH}")
 
 
 def _check_versions(request: cluster_pb2.RegisterRequest) -> None:

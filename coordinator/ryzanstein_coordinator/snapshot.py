@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ryzanstein.v1 import cluster_pb2, operations_pb2, shard_worker_pb2
@@ -53,20 +54,25 @@ def telemetry_of(now_s: float, request: cluster_pb2.HeartbeatRequest, total_byte
         heard_at_s=now_s,
         epoch=request.epoch,
         phase=request.phase,
-        load_progress=request.load_progress,
+        load_progress=min(1.0, _number(request.load_progress)),
         step=request.step,
-        progress_age_s=request.progress_age_s,
+        progress_age_s=_number(request.progress_age_s),
         total_bytes=request.memory.total_bytes or total_bytes,
         weights_bytes=request.memory.weights_bytes,
         kv_cache_bytes=request.memory.kv_cache_bytes,
         used_bytes=request.memory.used_bytes,
         collective=request.last_collective.name,
         collective_sequence=request.last_collective.sequence,
-        communication_ratio=request.communication_ratio,
-        step_duration_s=request.step_duration_s,
+        communication_ratio=min(1.0, _number(request.communication_ratio)),
+        step_duration_s=_number(request.step_duration_s),
         leaving=request.state == cluster_pb2.WORKER_STATE_DRAINING,
         fault=fault,
     )
+
+
+def _number(reported: float) -> float:
+    """What is no number, or below 0, would spoil JSON and every comparison with it."""
+    return max(0.0, reported) if math.isfinite(reported) else 0.0
 
 
 def cluster_snapshot(

@@ -17,7 +17,7 @@ from .worker_record import ShardKey, WorkerRecord
 #: Between two attempts to fence a worker, or to load a shard again, in seconds.
 RETRY_S = 0.25
 #: A worker that fails to load so often, in a row, is not asked again.
-MAX_LOAD_STRIKES = 3
+MAX_LOAD_FAILURES = 3
 #: Lost workers that are still shown: ids that are made up anew at every start must not fill the memory.
 MAX_LOST = 256
 
@@ -82,14 +82,15 @@ class WorkerLife:
 
     def load_failed(self, draft: Draft, worker: WorkerRecord, *, permanent: bool, reason: str) -> None:
         """A worker that can't load is not asked again; one that may, after a pause."""
-        strikes = worker.strikes + 1
-        failed = permanent or strikes >= MAX_LOAD_STRIKES
+        failures = worker.load_failures + 1
+        failed = permanent or failures >= MAX_LOAD_FAILURES
         draft.set_worker(
             worker.worker_id,
             loading=None,
-            strikes=strikes,
+            strikes=worker.strikes + 1,
+            load_failures=failures,
             failed_reason=reason if failed else "",
-            load_not_before_s=draft.now_s + RETRY_S * 2.0**strikes,
+            load_not_before_s=draft.now_s + RETRY_S * 2.0**failures,
         )
 
     def tick(self, draft: Draft) -> list[str]:

@@ -83,7 +83,8 @@ class WorkerRecord:
     shard: Shard | None = None
     #: A LoadShard call is under way.
     loading: ShardKey | None = None
-    #: After a load that failed.
+    #: Loads that failed, in a row, and the end of the pause after the last one.
+    load_failures: int = 0
     load_not_before_s: float = 0.0
 
     #: Not 0: it must leave what it is in, by an Abort of this epoch, before it gets a rank.
@@ -109,9 +110,14 @@ class WorkerRecord:
         return not self.lost_reason
 
     @property
+    def able(self) -> bool:
+        """It can keep a rank that it has."""
+        return self.alive and not self.failed_reason and not self.leaving
+
+    @property
     def usable(self) -> bool:
         """A rank may be given to it, once it is fenced."""
-        return self.heard and self.alive and not self.failed_reason and not self.leaving
+        return self.able and self.heard
 
     @property
     def placeable(self) -> bool:

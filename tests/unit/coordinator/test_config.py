@@ -31,6 +31,8 @@ from .cluster_builders import configuration
         ({"progress_deadline_s": 0.5}, "progress_deadline_s"),
         ({"backoff_limit_s": 0.01}, "backoff_limit_s"),
         ({"host": "0.0.0.0"}, "--insecure"),
+        ({"host": "127.example.org"}, "--insecure"),
+        ({"api_key_file": Path("keys")}, "--api-key-file: keys would protect nothing"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named(changes: dict[str, object], named: str) -> None:
@@ -41,6 +43,11 @@ def test_a_setting_that_cannot_work_is_named(changes: dict[str, object], named: 
 
 def test_an_open_host_needs_to_be_asked_for() -> None:
     assert configuration(host="0.0.0.0", insecure=True).host == "0.0.0.0"
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.10", "::1", "0:0:0:0:0:0:0:1"])
+def test_a_host_that_only_this_machine_reaches_needs_nothing(host: str) -> None:
+    assert configuration(host=host).host == host
 
 
 def test_five_heartbeats_fit_into_a_lease() -> None:

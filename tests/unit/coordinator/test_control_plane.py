@@ -339,6 +339,30 @@ def test_a_load_that_fails_is_tried_again_and_then_given_up() -> None:
     assert hopeless.run_until(lambda: hopeless.all_serve, 10.0)
 
 
+def test_a_worker_that_was_to_blame_before_may_fail_to_load_as_often_as_any_other() -> None:
+    cluster = serving(spares=0)
+    victim = cluster.members()[1]
+    for failing_loads in (0, 0, 1):
+        epoch = cluster.state.groups[0].epoch
+        cluster.failing_loads[victim] = failing_loads
+        cluster.processes[victim].fault = FaultReport(kind="engine", message="a bad moment", epoch=epoch)
+        cluster._report(cluster.processes[victim])
+        assert cluster.run_until(lambda: cluster.all_serve, 10.0)
+    assert not cluster.record(victim).failed_reason
+
+
+def test_a_heartbeat_stream_that_begins_anew_does_not_disturb_the_loading() -> None:
+    cluster = SimulatedCluster(configuration(spares=0))
+    cluster.start("w0", "w1")
+    assert cluster.run_until(lambda: cluster.state.groups[0].phase is Phase.LOADING, 2.0)
+    epoch, process = cluster.state.groups[0].epoch, cluster.processes["w1"]
+    process.stream = 1000
+    cluster.send(events.StreamOpened("w1", process.incarnation, process.stream))
+    cluster._beat(process, process.stream)
+    assert cluster.run_until(lambda: cluster.all_serve, 5.0)
+    assert cluster.state.groups[0].epoch == epoch
+
+
 def test_a_spare_that_fails_to_load_does_not_spin() -> None:
     cluster = SimulatedCluster(configuration())
     cluster.start("w0", "w1")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ryzanstein.v1.shard_worker_pb2 import SchedulerStats
-from ryzanstein_coordinator.group_record import Cause, GroupRecord, Recovery
+from ryzanstein_coordinator.group_record import Cause, GroupRecord, Phase, Recovery
 from ryzanstein_coordinator.metrics import Metrics
 from ryzanstein_coordinator.state import ClusterState
 from ryzanstein_coordinator.worker_record import Telemetry
@@ -64,6 +64,17 @@ def test_a_schedulers_totals_begin_again_with_its_epoch_and_ours_go_on() -> None
     assert value(metrics, "step_duration_seconds_count", rank="0") == 2
     metrics.step("g1", SchedulerStats(blocks_used=3, blocks_total=4), 0.01)
     assert value(metrics, "kv_cache_usage_ratio") == pytest.approx(3 / 8)
+
+
+def test_a_group_that_serves_no_more_holds_no_cache_and_its_next_counts_are_all_new() -> None:
+    metrics = Metrics()
+    metrics.step("g0", SchedulerStats(prefix_queries_total=10, blocks_used=3, blocks_total=4), 0.01)
+    serving = GroupRecord(group_id="g0", size=1, phase=Phase.SERVING)
+    lost = replace(serving, phase=Phase.FENCING)
+    metrics.changed(ClusterState(groups=(serving,)), ClusterState(groups=(lost,)))
+    assert value(metrics, "kv_cache_usage_ratio") == 0
+    metrics.step("g0", SchedulerStats(prefix_queries_total=50, blocks_total=4), 0.01)
+    assert value(metrics, "prefix_cache_queries_total") == 60
 
 
 def test_heartbeats_add_up_the_time_in_collectives() -> None:

@@ -266,8 +266,10 @@ async def test_the_operations_service_shows_the_cluster_and_plans_memory(tmp_pat
             break
         plan = await operations.PlanMemory(operations_pb2.PlanMemoryRequest(tensor_parallel_size=4))
         assert (plan.fits, len(plan.ranks), plan.epoch) == (True, 4, epoch)
-        with pytest.raises(grpc.aio.AioRpcError, match="sizes that work: 1, 2, 4, 8"):
-            await operations.PlanMemory(operations_pb2.PlanMemoryRequest(tensor_parallel_size=3))
+        for size in (3, 2**32 - 1):  # nobody can make the coordinator plan for billions of ranks
+            with pytest.raises(grpc.aio.AioRpcError, match="sizes that work: 1, 2, 4, 8") as wrong:
+                await operations.PlanMemory(operations_pb2.PlanMemoryRequest(tensor_parallel_size=size))
+            assert wrong.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         small = operations_pb2.PlanMemoryRequest(device_bytes=64 * MIB)
         assert not (await operations.PlanMemory(small)).fits
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import grpc
@@ -11,6 +12,7 @@ from ryzanstein import NUMERICS_VERSION, WIRE_VERSION
 from ryzanstein.v1 import cluster_pb2
 from ryzanstein.wire import StatusError
 from ryzanstein_coordinator.registration import examine
+from ryzanstein_coordinator.snapshot import telemetry_of
 from ryzanstein_coordinator.state import ClusterState
 
 from .cluster_builders import GIB, shard, worker
@@ -55,6 +57,9 @@ def test_other_versions_are_refused_with_both_numbers(version: str) -> None:
         ({"incarnation": "a\nb"}, "incarnation"),
         ({"address": "nowhere"}, "address 'nowhere'"),
         ({"address": "host:0"}, "address 'host:0'"),
+        ({"address": "host:²"}, "address 'host:²'"),
+        ({"host": "x" * 257}, "longer than 256"),
+        ({"highest_epoch": 2**64 - 1}, "epoch 18446744073709551615"),
         ({"device": cluster_pb2.Device(kind="tpu", total_bytes=1)}, "'tpu'"),
         ({"device": cluster_pb2.Device(kind="cpu")}, "no memory"),
     ],
@@ -63,6 +68,15 @@ def test_a_request_that_makes_no_sense_is_invalid(changes: dict[str, object], na
     with pytest.raises(StatusError, match=named) as caught:
         examine(0.0, ClusterState(), request(**changes))
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_heartbeat_of_nonsense_becomes_numbers_that_can_be_shown() -> None:
+    beat = cluster_pb2.HeartbeatRequest(
+        load_progress=math.nan, progress_age_s=-1.0, communication_ratio=7.0, step_duration_s=math.inf
+    )
+    report = telemetry_of(5.0, beat, GIB)
+    assert (report.load_progress, report.progress_age_s) == (0.0, 0.0)
+    assert (report.communication_ratio, report.step_duration_s, report.total_bytes) == (1.0, 0.0, GIB)
 
 
 def test_the_same_process_comes_back_with_what_it_holds() -> None:
