@@ -13,7 +13,7 @@ import structlog
 
 from ryzanstein.program import EXIT_FAILED, EXIT_USAGE
 
-from .config import ConfigError, OrchestratorConfig
+from .config import ConfigError, OrchestratorConfig, is_loopback
 from .local_devices import local_shares
 from .resource_allocator import ResourceAllocator
 from .served_model import read_served_model
@@ -134,7 +134,8 @@ class _Parent:
         device = "cpu" if self._kinds[number] == "cpu" else f"cuda:{number}"
         arguments += ["--worker-id", name, "--device", device]
         threads = self._config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // len(names))
-        arguments += ["--cpu-threads", str(threads), "--host", self._config.host]
+        host = "127.0.0.1" if is_loopback(self._config.host) else self._config.host
+        arguments += ["--cpu-threads", str(threads), "--host", host]
         if self._config.insecure:
             arguments.append("--insecure")
         # Libraries would otherwise start a thread for each processor in every worker.
