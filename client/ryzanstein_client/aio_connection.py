@@ -53,9 +53,14 @@ class AsyncConnection:
     ) -> Response:
         """The one response of a call; raises CallFailed."""
         try:
-            return await method(request, timeout=timeout_s, metadata=self._metadata)
+            response = await method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise _failure(error) from None
+        if response is None:  # what grpc.aio makes of bytes that are no message
+            raise CallFailed(
+                grpc.StatusCode.INTERNAL, f"{self.target.address} sent an answer that can't be read"
+            )
+        return response
 
     def open(
         self, request: inference_pb2.GenerateRequest | inference_pb2.AttachRequest, timeout_s: float | None

@@ -28,6 +28,8 @@ from .types import (
 )
 
 _SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(SamplingParams))
+#: About thirty years: more is as good as none, and the wire can't carry every float.
+_LONGEST_TIMEOUT_S = 1e9
 _OTHER_OPTIONS = ("sampling", "priority", "timeout", "request_id", "model")
 
 
@@ -75,7 +77,7 @@ def _request(options: RequestOptions) -> inference_pb2.GenerateRequest:
     if timeout_s is not None:
         if not isinstance(timeout_s, int | float) or not (timeout_s > 0 and math.isfinite(timeout_s)):
             raise InvalidRequest(f"timeout is {timeout_s!r}; it must be a positive number of seconds")
-        request.timeout.FromNanoseconds(round(timeout_s * 1e9))
+        request.timeout.FromNanoseconds(round(min(timeout_s, _LONGEST_TIMEOUT_S) * 1e9))
     for name in _SAMPLING_FIELDS:
         value = options.get(name)
         if value is None:
@@ -97,6 +99,9 @@ def _set(message: ProtoMessage, field: str, value: Any, *, name: str | None = No
             setattr(message, field, value)
     except (TypeError, ValueError) as error:
         raise InvalidRequest(f"{name or field} is {_short(value)}: {error}") from error
+    except AttributeError as error:  # one value where there may be several, or the other way round
+        several = "a mapping" if field == "logit_bias" else "a list"
+        raise InvalidRequest(f"{name or field} is {_short(value)}; it must be {several}") from error
 
 
 def _short(value: object) -> str:

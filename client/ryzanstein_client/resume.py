@@ -115,7 +115,7 @@ class ResumableStream:
             self._attach = False  # nothing was delivered: the request can be made anew
         elif failure.code is grpc.StatusCode.ALREADY_EXISTS and not self._attach and self._calls > 1:
             self._attach = True  # an earlier call did arrive
-        elif not failure.broken and not (known and failure.code is grpc.StatusCode.UNAVAILABLE):
+        elif not failure.broken and not (known and failure.postponed):
             raise self._refusal(failure) from failure
         else:
             self._attach = known

@@ -75,6 +75,14 @@ class CallFailed(Exception):  # noqa: N818 - an event to decide on, more than an
                 return not self.message or "Stream removed" in self.message
         return False
 
+    @property
+    def postponed(self) -> bool:
+        """Whether the server itself says to come back."""
+        return self.retry_after_s is not None and self.code in (
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+        )
+
     def __str__(self) -> str:
         refused = _NO_CONNECTION.search(self.message)
         if refused:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import queue
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,6 +13,7 @@ import grpc
 from ryzanstein.v1 import inference_pb2, inference_pb2_grpc, operations_pb2, operations_pb2_grpc
 from ryzanstein.wire import CHANNEL_OPTIONS
 
+from .call_thread import CallThread
 from .errors import InvalidRequest
 from .status import CallFailed, call_failed
 from .target import DEADLINE_MARGIN_S, LEAVE_TIMEOUT_S, Target
@@ -36,8 +34,8 @@ class Connection:
             self._channel = grpc.secure_channel(target.address, credentials, options=CHANNEL_OPTIONS)
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._operations = operations_pb2_grpc.OperationsServiceStub(self._channel)
-        self._farewells = _Farewells(self._inference, self._metadata)
-        weakref.finalize(self, self._farewells.end).atexit = False  # at exit `_send_all` waits for them
+        self._calls = CallThread(self._channel, self._metadata)
+        weakref.finalize(self, self._calls.end).atexit = False  # at exit all are waited for
         self._closed = False
 
     def inference(self) -> inference_pb2_grpc.InferenceServiceStub:
@@ -62,15 +60,16 @@ class Connection:
     ) -> StreamCall:
         """Starts a Generate or an Attach."""
         stub = self.inference()
-        self._farewells.begin()
         method: Any = stub.Generate if isinstance(request, inference_pb2.GenerateRequest) else stub.Attach
         if timeout_s is not None:
             timeout_s += DEADLINE_MARGIN_S
-        return StreamCall(method(request, timeout=timeout_s, metadata=self._metadata))
+        metadata = self._metadata
+        return StreamCall(self._calls.begin(lambda: method(request, timeout=timeout_s, metadata=metadata)))
 
     def snapshots(self) -> Iterator[operations_pb2.ClusterSnapshot]:
         """The cluster now and after every change; raises CallFailed."""
-        call = self.operations().WatchCluster(operations_pb2.WatchClusterRequest(), metadata=self._metadata)
+        stub, request = self.operations(), operations_pb2.WatchClusterRequest()
+        call = self._calls.begin(lambda: stub.WatchCluster(request, metadata=self._metadata))
         try:
             for response in call:
                 yield response.cluster
@@ -99,14 +98,13 @@ class Connection:
 
     def abandon(self, request_id: str, call: StreamCall | None) -> None:
         """Cancels a request without waiting. May be called from any thread, also by the garbage collector."""
-        self._farewells.put(request_id, call)
+        self._calls.leave(request_id, call)
 
     def close(self) -> None:
         """Sends the farewells that are due, then closes the channel."""
         self._closed = True
-        self._farewells.end()
-        self._farewells.wait()
-        self._channel.close()
+        self._calls.end()
+        self._calls.wait()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -137,66 +135,6 @@ class StreamCall:
     def cancel(self) -> None:
         """Ends the call at once."""
         self._call.cancel()
-
-
-class _Farewells:
-    """Cancels abandoned requests on a thread of its own.
-
-    The garbage collector may run a stream's `__del__` while this very thread holds one of gRPC's locks: so
-    nothing of gRPC may be called there, and only `SimpleQueue.put`, which is made for it, is.
-    """
-
-    def __init__(
-        self, stub: inference_pb2_grpc.InferenceServiceStub, metadata: tuple[tuple[str, str], ...]
-    ) -> None:
-        self._stub = stub
-        self._metadata = metadata
-        self._queue: queue.SimpleQueue[tuple[str, StreamCall | None] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-
-    def begin(self) -> None:
-        """Starts the thread, once."""
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="ryzanstein-farewells", daemon=True)
-                self._thread.start()
-                _running.add(self)
-
-    def put(self, request_id: str, call: StreamCall | None) -> None:
-        self._queue.put((request_id, call))
-
-    def end(self) -> None:
-        self._queue.put(None)
-
-    def wait(self) -> None:
-        if self._thread is not None:
-            with suppress(
-                RuntimeError
-            ):  # Ctrl-C came while it was being started: there is nothing to wait for
-                self._thread.join(2 * LEAVE_TIMEOUT_S)
-
-    def _run(self) -> None:
-        while (farewell := self._queue.get()) is not None:
-            request_id, call = farewell
-            if call is not None:
-                call.cancel()
-            request = inference_pb2.CancelRequest(request_id=request_id)
-            with suppress(grpc.RpcError, ValueError):  # ValueError: the channel is closed
-                self._stub.Cancel(request, timeout=LEAVE_TIMEOUT_S, metadata=self._metadata)
-
-
-_running: weakref.WeakSet[_Farewells] = weakref.WeakSet()
-
-
-@atexit.register
-def _send_all() -> None:
-    """A program that breaks out of a stream and ends must not leave the server generating for nobody."""
-    farewells = list(_running)
-    for each in farewells:
-        each.end()
-    for each in farewells:
-        each.wait()
 
 
 def _failure(error: grpc.RpcError) -> CallFailed:

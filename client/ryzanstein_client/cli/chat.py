@@ -83,6 +83,8 @@ def _converse(client: Client, sampling: SamplingParams, history: list[Message], 
             if interactive:
                 sys.stdout.write("\n")
             return
+        except UnicodeDecodeError as error:
+            raise options.not_text(error) from error
         except KeyboardInterrupt:
             sys.stderr.write("\n")
             if interrupted or not interactive:
@@ -121,6 +123,8 @@ def _answer(client: Client, sampling: SamplingParams, history: list[Message]) ->
     except KeyboardInterrupt:
         interrupted = True
         sys.stderr.write(" (stopped)")
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    finally:  # what follows, an error too, begins a line of its own
+        if parts or interrupted:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
     return "".join(parts), interrupted

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ryzanstein.program import ConfigFile, ProgramError
+from ryzanstein.program import ConfigFile
 
 from . import options
 
@@ -89,17 +89,20 @@ def generate(
             sys.stdout.write(json.dumps(dataclasses.asdict(completion), ensure_ascii=False) + "\n")
             return
         last = "\n"
-        with stream:
-            for chunk in stream:
-                sys.stdout.write(chunk.text)
+        try:
+            with stream:
+                for chunk in stream:
+                    sys.stdout.write(chunk.text)
+                    sys.stdout.flush()
+                    last = chunk.text[-1:] or last
+        finally:  # what follows, an error too, begins a line of its own
+            if last != "\n":
+                sys.stdout.write("\n")
                 sys.stdout.flush()
-                last = chunk.text[-1:] or last
-        if last != "\n":
-            sys.stdout.write("\n")
 
 
 def _read_stdin() -> str:
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
-        raise ProgramError(f"standard input is not UTF-8 text: {error}", exit_code=2) from error
+        raise options.not_text(error) from error

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ryzanstein.program import EXIT_USAGE, ProgramError
+
 if TYPE_CHECKING:  # the library brings gRPC, which `--help` must not wait for
     from ryzanstein_client.sync import Client
     from ryzanstein_client.types import SamplingParams
@@ -123,6 +125,11 @@ Timeout = Annotated[
 Priority = Annotated[
     int | None, typer.Option("--priority", metavar="N", help="Higher goes first.", rich_help_panel=_SAMPLING)
 ]
+
+
+def not_text(error: UnicodeDecodeError) -> ProgramError:
+    """For standard input that is not what the terminal's encoding says."""
+    return ProgramError(f"standard input is not UTF-8 text: {error}", exit_code=EXIT_USAGE)
 
 
 def open_client(address: str, api_key: str | None, tls: bool, tls_ca: Path | None) -> Client:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import random
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import grpc
 import pytest
@@ -302,6 +303,12 @@ async def test_mistakes_in_the_request_are_named_before_or_by_the_server(
             await client.generate("hello", timeout=0)
         with pytest.raises(InvalidRequest, match="prompt is"):
             await client.generate([1.5])  # type: ignore[list-item]
+        with pytest.raises(InvalidRequest, match="prompt is 5; it must be a list"):
+            await client.generate(5)  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequest, match="stop is 5; it must be a list"):
+            await client.generate("hello", stop=5)  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequest, match=r"logit_bias is \[1\]; it must be a mapping"):
+            await client.generate("hello", logit_bias=[1])  # type: ignore[arg-type]
         with pytest.raises(InvalidRequest, match=r"messages\[0\] is"):
             await client.chat(["hello"])  # type: ignore[list-item]
         with pytest.raises(NotFound, match="'gpt' is not served"):
@@ -414,3 +421,26 @@ async def test_closing_the_client_cancels_the_streams_that_are_still_open(
     for each in (stream, unread):
         with pytest.raises(StopAsyncIteration):
             await anext(each)
+
+
+async def test_a_timeout_beyond_what_the_wire_carries_is_a_very_long_one(
+    coordinator: ScriptedCoordinator,
+) -> None:
+    async with AsyncClient(coordinator.address) as client:
+        assert (await client.generate("hello", max_tokens=2, timeout=1e300)).finish_reason == "length"
+
+
+async def test_an_answer_that_is_no_message_is_an_error_of_the_library() -> None:
+    async def garbage(_request: bytes, _context: object) -> bytes:
+        return b"\xff\xff\xff"
+
+    server = grpc.aio.server()
+    handlers: dict[str, Any] = {"ListModels": grpc.unary_unary_rpc_method_handler(garbage)}
+    handler = grpc.method_handlers_generic_handler("ryzanstein.v1.InferenceService", handlers)
+    server.add_generic_rpc_handlers((handler,))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    async with AsyncClient(address) as client:
+        with pytest.raises(InternalError, match="can't be read"):
+            await client.models()
+    await server.stop(None)

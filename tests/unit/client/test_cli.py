@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
 
 from ryzanstein.program import run
 from ryzanstein.v1 import operations_pb2
+from ryzanstein.wire import StatusError
 from ryzanstein_client.cli import main as cli_main
 from ryzanstein_client.cli import options
 from ryzanstein_client.cli.main import build_app
@@ -271,6 +275,36 @@ def test_a_piped_chat_that_fails_ends_with_the_error(server: CoordinatorThread, 
     code, _, error = cli(*words, stdin="one\ntwo\n")
     assert code == 2
     assert error == "error: temperature is 3; it must be in [0, 2]\n"
+
+
+def test_an_answer_that_breaks_off_ends_its_line_before_the_error(
+    server: CoordinatorThread, cli: Cli
+) -> None:
+    async def fail(count: int) -> None:
+        if count == 3:
+            raise StatusError(grpc.StatusCode.INTERNAL, "it broke")
+
+    server.coordinator.on_sent = fail
+    begun = text_of(expected_tokens(5, 3)) + "\n"
+    for command, stdin in (("generate hello", ""), ("chat", "hello\n")):
+        code, out, error = cli(*command.split(), "--seed", "5", "--coordinator", server.address, stdin=stdin)
+        assert (code, out) == (1, begun)
+        assert error.startswith("error: it broke")
+
+
+def test_a_pipe_that_is_no_text_is_said_in_one_line(server: CoordinatorThread) -> None:
+    for words in (["generate", "-"], ["chat"]):
+        ended = subprocess.run(
+            [sys.executable, "-m", "ryzanstein_client.cli.main", *words, "--coordinator", server.address],
+            input=b"\xff\xfe\n",
+            capture_output=True,
+            check=False,
+            env={**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"},
+            timeout=60,
+        )
+        assert ended.returncode == 2
+        assert ended.stderr.startswith(b"error: standard input is not UTF-8 text")
+        assert ended.stderr.count(b"\n") == 1
 
 
 def test_version_and_help_go_to_standard_output(cli: Cli) -> None:

@@ -298,6 +298,22 @@ def test_a_server_that_says_when_to_come_back_is_heeded() -> None:
     assert state.on_failure(busy, 0.0) == 2.5
 
 
+def test_a_stream_that_was_accepted_is_not_lost_to_a_full_queue() -> None:
+    state = stream()
+    state.next_request(0.0)
+    state.on_event(accepted(), 0.0)
+    state.on_event(tokens(0, 5, 6), 0.0)
+    state.on_failure(LOST, 1.0)
+    full = CallFailed(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full", retry_after_s=0.75)
+    assert state.on_failure(full, 2.0) == 0.75
+    again = state.next_request(2.75)
+    assert isinstance(again, pb.AttachRequest)
+    assert list(again.received_token_ids) == [5, 6]
+    too_large = CallFailed(grpc.StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max")
+    with pytest.raises(InvalidRequest):
+        state.on_failure(too_large, 3.0)
+
+
 @pytest.mark.parametrize(
     ("failure", "error"),
     [

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -111,11 +113,60 @@ def test_a_stream_in_a_reference_cycle_is_cancelled_when_it_is_collected(server:
 def test_a_client_that_is_dropped_without_being_closed_leaves_no_thread(server: CoordinatorThread) -> None:
     client = Client(server.address)
     client.generate("hello", max_tokens=1)
-    thread = next(thread for thread in threading.enumerate() if thread.name == "ryzanstein-farewells")
+    thread = next(thread for thread in threading.enumerate() if thread.name == "ryzanstein-calls")
     del client
     gc.collect()
     thread.join(5)
     assert not thread.is_alive()
+
+
+def test_no_stream_begins_in_the_thread_that_ctrl_c_strikes(
+    server: CoordinatorThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began_in: list[threading.Thread] = []
+    with Client(server.address) as client:
+        connection = client._connection
+        for stub, name in ((connection.inference(), "Generate"), (connection.operations(), "WatchCluster")):
+            begin = getattr(stub, name)
+
+            def recording(*args: Any, begin: Any = begin, **options: Any) -> Any:
+                began_in.append(threading.current_thread())
+                return begin(*args, **options)
+
+            monkeypatch.setattr(stub, name, recording)
+        client.generate("hello", max_tokens=2)
+        assert next(client.watch())["state"] == "serving"
+    assert len(began_in) == 2
+    assert threading.main_thread() not in began_in
+
+
+def test_a_channel_that_can_not_be_closed_keeps_nobody(
+    server: CoordinatorThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ryzanstein_client.call_thread.LEAVE_TIMEOUT_S", 0.05)
+    released = threading.Event()
+    client = Client(server.address)
+    client.generate("hello", max_tokens=2)
+    channel = client._connection._channel
+    close = channel.close
+    monkeypatch.setattr(channel, "close", lambda: released.wait(60) and close())
+    begun_s = time.monotonic()
+    client.close()
+    assert time.monotonic() - begun_s < 10
+    released.set()
+
+
+def test_who_begins_a_stream_while_another_thread_closes_the_client_is_told(
+    server: CoordinatorThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ryzanstein_client.call_thread._LOOK_S", 0.01)
+    client = Client(server.address)
+    client.generate("hello", max_tokens=2)
+    connection = client._connection
+    client.close()
+    connection._closed = False  # as it was when the other thread looked
+    with pytest.raises(InvalidRequest, match="closed"):
+        client.generate("hello", max_tokens=2)
 
 
 def test_a_closed_client_says_so(server: CoordinatorThread) -> None:
