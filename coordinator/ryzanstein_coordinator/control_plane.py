@@ -141,7 +141,7 @@ class ControlPlane:
                 worker,
                 Cause.LEASE,
                 f"{_name(draft, worker)} was not heard of for {ttl_s:g} s",
-                seen_at_s=seen_s + self._config.suspect_after_s,
+                seen_at_s=max(seen_s, draft.lease_floor_s) + self._config.suspect_after_s,
             )
         for group in draft.groups:
             self._look_for_fault(draft, group)

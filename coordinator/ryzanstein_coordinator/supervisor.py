@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import sys
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
@@ -61,7 +63,8 @@ class Supervisor:
     def __init__(self, policy: RestartPolicy | None = None) -> None:
         self._policy = policy or RestartPolicy()
         self._processes: dict[str, asyncio.subprocess.Process] = {}
-        self._stopping: set[str] = set()
+        #: Set for a child that is not to be started again.
+        self._stops: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
     async def keep(
         self,
@@ -84,22 +87,25 @@ class Supervisor:
             started_at = time.monotonic()
             code = await self._run_once(child, on_start)
             lived_s = time.monotonic() - started_at
-            if child.name in self._stopping or is_final(code):
+            stop = self._stops[child.name]
+            if stop.is_set() or is_final(code):
                 return code
             delay_s = self._policy.delay_s(lived_s, failures)
             failures = 0 if lived_s >= self._policy.healthy_after_s else failures + 1
             log.warning("child_ended", child=child.name, exit=_describe(code), starts_again_in_s=delay_s)
-            await asyncio.sleep(delay_s)
-            if child.name in self._stopping:
-                return code
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay_s):
+                    await stop.wait()
+                    return code
 
     def expect_end(self, names: Iterable[str]) -> None:
         """These are about to end by themselves; none is started again."""
-        self._stopping.update(names)
+        for name in names:
+            self._stops[name].set()
 
     async def stop(self, name: str, timeout_s: float) -> None:
         """SIGTERM, and SIGKILL when the child has not ended within `timeout_s`."""
-        self._stopping.add(name)
+        self._stops[name].set()
         process = self._processes.get(name)
         if process is None or process.returncode is not None:
             return
@@ -114,7 +120,7 @@ class Supervisor:
     def kill_all(self) -> None:
         """SIGKILL to every child; none is started again."""
         for name, process in self._processes.items():
-            self._stopping.add(name)
+            self._stops[name].set()
             if process.returncode is None:
                 _signal(process, signal.SIGKILL)
 
@@ -129,13 +135,13 @@ class Supervisor:
                 pass_fds=(writer,),
                 # Ctrl-C goes to the parent alone, which then drains in order.
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=functools.partial(_die_with_parent, os.getpid()),
             )
         finally:
             os.close(writer)
         self._processes[child.name] = process
         log.info("child_started", child=child.name, pid=process.pid)
-        if child.name in self._stopping:  # told to stop while it was being started
+        if self._stops[child.name].is_set():  # told to stop while it was being started
             _signal(process, signal.SIGKILL)
         announced = asyncio.ensure_future(on_start(reader)) if on_start else None
         try:
@@ -185,8 +191,10 @@ def announce(line: str) -> bool:
     return True
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed before the kernel had been told
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

@@ -137,6 +137,16 @@ def test_a_coordinator_that_was_stopped_itself_blames_nobody() -> None:
     assert cluster.state.groups[0].epoch == epoch
 
 
+def test_the_time_in_which_the_coordinator_stood_still_is_no_time_of_a_recovery() -> None:
+    cluster = serving()
+    cluster.stop(cluster.members()[1])
+    cluster.pause(60.0)
+    assert cluster.run_until(lambda: cluster.state.groups[0].recovering, 5.0)
+    recovery = recovery_of(cluster)
+    assert recovery.cause is Cause.LEASE
+    assert recovery.detected_at_s - recovery.seen_at_s <= cluster.config.lease_ttl_s
+
+
 def test_without_a_spare_the_group_waits_for_the_replacement_and_says_so() -> None:
     cluster = serving(spares=0, replacement_wait_s=5.0)
     victim = cluster.members()[1]

@@ -60,6 +60,25 @@ async def test_a_child_that_ignores_sigterm_is_killed() -> None:
     assert await life == -signal.SIGKILL
 
 
+async def test_a_child_that_waits_for_its_next_start_can_be_told_to_end() -> None:
+    deaths = 0
+    second = asyncio.Event()
+
+    def is_final(code: int) -> bool:
+        nonlocal deaths
+        deaths += 1
+        if deaths == 2:
+            second.set()
+        return False
+
+    supervisor = Supervisor(RestartPolicy(first_delay_s=600.0, longest_delay_s=600.0))
+    life = asyncio.create_task(supervisor.keep(child("raise SystemExit(1)"), is_final=is_final))
+    await asyncio.wait_for(second.wait(), 20)
+    supervisor.expect_end(["child"])
+    assert await asyncio.wait_for(life, 20) == 1
+    assert deaths == 2
+
+
 def test_short_lives_make_the_pause_longer_and_a_long_one_ends_it() -> None:
     policy = RestartPolicy(healthy_after_s=10.0, first_delay_s=0.1, longest_delay_s=5.0)
     assert [policy.delay_s(1.0, failures) for failures in (0, 1, 2, 3, 20)] == [0.0, 0.1, 0.2, 0.4, 5.0]
