@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -154,6 +154,8 @@ class NcclHandler(BackendHandler):
             work = start()
             if work is not None:
                 work.wait()  # makes the current stream wait, not this thread
+        except torch.AcceleratorError as error:
+            self._lose_device(error)
         except RuntimeError as error:
             self._fail(str(error).splitlines()[0])
         self._watch.launched(self._last, time.monotonic())
@@ -161,8 +163,14 @@ class NcclHandler(BackendHandler):
     def _ended(self, event: DeviceEvent) -> bool:
         try:
             return event.query()
-        except RuntimeError as error:
-            self._fail(f"the device reports: {str(error).splitlines()[0]}")
+        except torch.AcceleratorError as error:
+            self._lose_device(error)
+
+    def _lose_device(self, error: torch.AcceleratorError) -> NoReturn:
+        """This rank's own device has failed: no peer is to blame, so it is not told as a failure of the group."""
+        if self._broken is None:
+            self._broken = (f"the device reports: {str(error).splitlines()[0]}", None)
+        raise error
 
     def _watch_launches(self) -> None:
         while not self._stop.wait(_WATCH_INTERVAL_S):

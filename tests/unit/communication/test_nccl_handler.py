@@ -98,6 +98,34 @@ def test_an_aborted_group_fails_every_later_operation_and_the_check() -> None:
         run_ranks(2, check, reproducible=False)
 
 
+class FailingDevice:
+    """A process group on a device that has failed."""
+
+    def broadcast(self, tensors: list[torch.Tensor], options: object) -> None:
+        raise torch.AcceleratorError("uncorrectable ECC error encountered\nand advice")
+
+    def abort(self) -> None: ...
+
+
+def test_a_device_that_fails_is_not_told_as_a_failure_of_the_group() -> None:
+    handler = NcclHandler(FailingDevice(), rank=0, world_size=2, timeout_s=10, reproducible=True)
+    with pytest.raises(torch.AcceleratorError, match="ECC"):
+        handler.broadcast(torch.zeros(1), 0)
+    with pytest.raises(CommunicationError, match=r"the device reports: uncorrectable ECC error encountered$"):
+        handler.check()
+    handler.close()
+
+
+def test_a_group_that_is_closed_can_be_aborted_and_closed_again() -> None:
+    """An abort comes from another thread, and may be late."""
+    handler = NcclHandler(FailingDevice(), rank=0, world_size=2, timeout_s=10, reproducible=True)
+    handler.close()
+    handler.abort("too late")
+    handler.close()
+    with pytest.raises(CommunicationError, match="the group is closed"):
+        handler.barrier()
+
+
 def test_the_watch_notices_an_operation_that_the_device_does_not_get_past() -> None:
     events: list[Event] = []
 
