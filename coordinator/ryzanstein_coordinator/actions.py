@@ -89,6 +89,7 @@ class AnnounceLost:
 class DrainProcess:
     """Call Drain: the worker's process ends."""
 
+    epoch: int
     worker_id: str
     incarnation: str
     reason: str

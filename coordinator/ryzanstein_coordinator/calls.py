@@ -104,13 +104,16 @@ class WorkerCalls:
     def abort(self, action: actions.AbortWorker) -> None:
         self._start(self._abort(action), f"abort-{action.worker_id}")
 
-    def drain(self, action: actions.DrainProcess, epoch: int) -> None:
-        self._start(self._drain(action, epoch), f"drain-{action.worker_id}")
+    def drain(self, action: actions.DrainProcess) -> None:
+        self._start(self._drain(action), f"drain-{action.worker_id}")
 
     async def drain_all(self, workers: Sequence[WorkerRecord], epoch: int, reason: str) -> None:
         """Asks all workers to end, and waits until each has answered or its deadline has passed."""
-        drains = [actions.DrainProcess(w.worker_id, w.incarnation, reason) for w in workers]
-        await asyncio.gather(*(self._drain(drain, epoch) for drain in drains))
+        drains = [
+            actions.DrainProcess(max(epoch, w.seen_epoch), w.worker_id, w.incarnation, reason)
+            for w in workers
+        ]
+        await asyncio.gather(*(self._drain(drain) for drain in drains))
 
     async def _load(self, action: actions.LoadShard) -> None:
         identity = (action.worker_id, action.incarnation, action.key)
@@ -164,10 +167,12 @@ class WorkerCalls:
         else:
             self._emit(events.Fenced(*identity))
 
-    async def _drain(self, action: actions.DrainProcess, epoch: int) -> None:
+    async def _drain(self, action: actions.DrainProcess) -> None:
         connection = self._workers.of(action.worker_id, action.incarnation)
         if connection is not None:
-            await _quietly(connection, shard_worker_pb2.DrainRequest(epoch=epoch, reason=action.reason))
+            await _quietly(
+                connection, shard_worker_pb2.DrainRequest(epoch=action.epoch, reason=action.reason)
+            )
 
     def _spec(self, max_model_len: int) -> shard_worker_pb2.ModelSpec:
         return shard_worker_pb2.ModelSpec(

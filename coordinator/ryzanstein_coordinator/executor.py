@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
+from ryzanstein.failpoints import failpoint
 from ryzanstein.v1 import shard_worker_pb2
 
 from . import actions, events
@@ -72,6 +73,7 @@ class Executor:
 
     def carry_out(self, action: Action, state: ClusterState) -> None:
         """Starts the action and returns at once. `state` is the one that it was decided with."""
+        failpoint(f"coordinator.{type(action).__name__}")
         match action:
             case actions.CommitEpoch():
                 self._start(self._commit(action.epoch), f"commit-{action.epoch}", self._writes)
@@ -91,7 +93,7 @@ class Executor:
                 if self.router is not None:
                     self.router.group_lost(action.group_id, action.epoch, action.reason)
             case actions.DrainProcess():
-                self._calls.drain(action, state.announced_epoch)
+                self._calls.drain(action)
             case actions.DropWorker():
                 self._workers.drop(action.worker_id, action.incarnation)
 

@@ -140,7 +140,8 @@ class WorkerLife:
                 )
                 draft.set_worker(worker.worker_id, fencing=True, seen_epoch=worker.fence_epoch)
             elif worker.draining and worker.group is None and worker.stream and not worker.leaving:
-                draft.act(DrainProcess(worker.worker_id, worker.incarnation, "drained"))
+                epoch = max(draft.announced_epoch, worker.seen_epoch)
+                draft.act(DrainProcess(epoch, worker.worker_id, worker.incarnation, "drained"))
                 draft.set_worker(worker.worker_id, leaving=True)
         self._preload(draft)
 

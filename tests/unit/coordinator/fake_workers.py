@@ -298,6 +298,7 @@ class FakeWorker(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
     async def Drain(  # noqa: N802
         self, request: shard_worker_pb2.DrainRequest, context: Any
     ) -> shard_worker_pb2.DrainResponse:
+        self._advance(request.epoch)
         self.drained.set()
         if self._life is not None:
             self._life.cancel()

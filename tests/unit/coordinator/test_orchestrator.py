@@ -17,7 +17,7 @@ from ryzanstein_coordinator.worker_record import WorkerState
 from ryzanstein_coordinator.workers import CallError, Workers
 
 from .cluster_builders import GIB, MIB, configuration
-from .fake_workers import Cluster, running_cluster
+from .fake_workers import Cluster, FakeWorker, running_cluster
 
 
 def shown(cluster: Cluster, worker_id: str) -> WorkerState:
@@ -214,6 +214,26 @@ async def test_closing_asks_workers_to_end_and_ends_watchers(tmp_path: Path) -> 
         await cluster.orchestrator.close(drain_workers=True)
         assert await watcher >= 1
         assert all(worker.drained.is_set() for worker in cluster.workers.values())
+
+
+async def test_a_worker_that_saw_a_later_epoch_than_this_coordinator_can_be_told_to_end(
+    tmp_path: Path,
+) -> None:
+    async with running_cluster(configuration(spares=0), tmp_path) as cluster:
+        for worker_id in ("w0", "w1"):
+            worker = FakeWorker(worker_id, 1, cluster.address)
+            worker.epoch = 9
+            cluster.workers[worker_id] = worker
+        await cluster.workers["w0"].start()
+        await cluster.until(lambda: "w0" in cluster.orchestrator.state.telemetry)
+        assert cluster.orchestrator.state.announced_epoch == 0
+        cluster.orchestrator.drain_worker("w0")
+        await cluster.until(lambda: "w0" not in cluster.orchestrator.state.workers)
+        await cluster.workers["w1"].start()
+        await cluster.until(lambda: "w1" in cluster.orchestrator.state.workers)
+        await cluster.orchestrator.close(drain_workers=True)
+        assert cluster.workers["w0"].drained.is_set()
+        assert cluster.workers["w1"].drained.is_set()
 
 
 async def test_workers_that_leave_at_the_end_are_no_fault(tmp_path: Path) -> None:
