@@ -73,8 +73,7 @@ class DistributedParameterInitializer:
 
         Args:
             model: of a rank that receives: the module, or its tensors by name. Other ranks need none.
-            source_rank_of: for every rank that has no weights, the rank that reads them for it. The same on
-            all
+            source_rank_of: for every rank that has no weights, the rank that reads them for it. The same on all
                 ranks; empty: nothing is done.
             index: of the checkpoint, on the ranks that are sources.
             progress: told the fraction received, on ranks that receive.
