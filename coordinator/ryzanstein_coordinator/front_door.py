@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import grpc
 import structlog
 
+from ryzanstein.failpoints import failpoint
 from ryzanstein.wire import StatusError, resource_exhausted, unavailable
 
 from .admission import AdmissionGate, AdmissionLimits
@@ -218,6 +219,7 @@ class FrontDoor:
         """Writes it down, before anybody is told that it is accepted."""
         try:
             await self._log.admitted(spec, timeout_s)
+            failpoint("request.logged")
             if reservation.cancelled:
                 raise cancelled(f"request {shown(spec.request_id)} was cancelled")
         except BaseException:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from ryzanstein.failpoints import failpoint
 from ryzanstein.v1.shard_worker_pb2 import EngineLimits, ExecuteResponse
 from ryzanstein.wire import unavailable
 
@@ -252,6 +253,7 @@ class Router:
             return
         now = self._clock()
         result = record_step(response.outputs, group.running, now)
+        failpoint("request.recorded")
         if result.generated and group.silent:
             group.silent = False
             self._events.first_token_after_ready(group.group_id, group.epoch, now)

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from ryzanstein import __version__
+from ryzanstein import __version__, failpoints
 from ryzanstein.v1 import (
     cluster_pb2,
     cluster_pb2_grpc,
@@ -77,6 +77,7 @@ async def run_coordinator(config: OrchestratorConfig) -> None:
         ListenError: a port is taken.
         StateError, StoreError: the state directory can't be written, or another coordinator has it.
     """
+    failpoints.identify("coordinator")
     stop, stop_now = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 

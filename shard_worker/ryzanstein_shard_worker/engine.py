@@ -17,6 +17,7 @@ from typing import TypeVar
 import structlog
 import torch
 
+from ryzanstein.failpoints import failpoint
 from ryzanstein.v1 import cluster_pb2, shard_worker_pb2
 
 from .communication import CommunicationProfiler
@@ -121,6 +122,7 @@ class Engine:
         Raises:
             TimeoutError: it is not out in time.
         """
+        failpoint("fence.begun")
         membership = self._membership
         self._groups.abort(reason)
         if membership is not None:
@@ -264,10 +266,12 @@ class Engine:
             raise RuntimeError(f"rank {request.rank} of {len(request.members)} has no shard loaded here")
         self._set(state=cluster_pb2.WORKER_STATE_LOADING, phase="forming", epoch=request.epoch, fault=None)
         bound_memory(self._device, limits.memory_bytes)
+        failpoint("join.begun")
         group = self._groups.join(request, self._device, aborts_seen=aborts_seen)
         membership = EpochMembership(group, Inbox(), CommunicationProfiler(group.handler))
         self._membership = membership
         shard.handler.bind(membership.profiler)
+        failpoint("join.formed")
         sources = parameter_sources(request.members)
         if sources:
             self._set(phase="handing over weights")
@@ -276,6 +280,7 @@ class Engine:
         self._set(phase="warming up", weights_bytes=shard.weights_bytes, kv_cache_bytes=shard.kv_cache_bytes)
         runner = Runner(shard.model, pool, cpu_threads=self._config.cpu_threads)
         runner.warm_up(limits.max_batched_tokens)
+        failpoint("join.warm")
         group.handler.barrier()  # no rank serves before all are warm
         self._set(state=cluster_pb2.WORKER_STATE_ACTIVE, phase="serving")
         return membership, runner

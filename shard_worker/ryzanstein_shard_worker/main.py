@@ -83,6 +83,7 @@ async def run(config: DistributedConfig) -> None:
     import grpc
     import structlog
 
+    from ryzanstein import failpoints
     from ryzanstein.v1 import shard_worker_pb2_grpc
     from ryzanstein.wire import SERVER_OPTIONS, StatusInterceptor
 
@@ -99,6 +100,7 @@ async def run(config: DistributedConfig) -> None:
         servicer.group_changed()
         membership.changed()
 
+    failpoints.identify(config.worker_id)
     groups = ProcessGroupManager(config.coordinator, host=config.host)
     groups.prepare()
     engine = Engine(

@@ -52,6 +52,13 @@ class Batch:
         return sum(piece.count for piece in self.slices)
 
     @property
+    def kind(self) -> str:
+        """ "idle", "decode" or, if any sequence computes more than its last token, "prefill"."""
+        if not self.slices:
+            return "idle"
+        return "prefill" if any(piece.count > 1 for piece in self.slices) else "decode"
+
+    @property
     def sampling(self) -> list[Sequence]:
         """The sequences that get a token, in the order of their rows."""
         return [piece.sequence for piece in self.slices if piece.samples]

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ryzanstein.failpoints import failpoint
 from ryzanstein.v1 import sampling_pb2, shard_worker_pb2
 
 from .communication import CommunicationProfiler, StepChannel
@@ -65,8 +66,11 @@ class StepLoop:
         """Applies the plan and runs the batch that follows from it; an empty one is a keep-alive of all ranks."""
         self.scheduler.apply(plan)
         batch = self.scheduler.schedule()
+        failpoint(f"step.{batch.kind}")
         if batch.slices:
-            return batch, self.runner.run(batch)
+            logits = self.runner.run(batch)
+            failpoint("step.computed")
+            return batch, logits
         self.handler.barrier()
         return batch, None
 
@@ -100,11 +104,13 @@ def lead(loop: StepLoop, inbox: Inbox, publish: Publish, *, keep_alive_s: float)
                 )
             else:
                 plan.sampled.add(sequence_id=result.sequence.sequence_id, token_ids=[result.token])
+        failpoint("step.planned")
         loop.channel.send(plan.SerializeToString())
         if plan.stop:
             return
         batch, logits = loop.compute(plan)
         sampled = [] if logits is None else sample(logits, batch.sampling)
+        failpoint("step.sampled")
         loop.handler.check()  # on CUDA a broken group ends operations early, with garbage: none of it is published
         now = time.monotonic()
         loop.handler.step_finished()
@@ -127,6 +133,7 @@ def follow(loop: StepLoop, *, timeout_s: float) -> None:
     plan = shard_worker_pb2.StepPlan()
     while True:
         plan.ParseFromString(loop.channel.receive(timeout_s))
+        failpoint("step.planned")
         started_at = time.monotonic()
         loop.handler.step_started()
         step += 1

@@ -29,7 +29,14 @@ def test_killed_in_the_midst_of_streams(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(
-    "point", ["coordinator.fencing", "coordinator.loading", "coordinator.forming", "coordinator.ready"]
+    "point",
+    [
+        "coordinator.LeaveEpoch",
+        "coordinator.AbortWorker",
+        "coordinator.LoadShard",
+        "coordinator.JoinGroup",
+        "coordinator.AnnounceReady",
+    ],
 )
 def test_killed_while_it_mends_the_group(scene: Scene, point: str) -> None:
     epoch, old = scene.epoch, coordinator(scene)
