@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -117,8 +118,8 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
 
             async def stream(request: Any, context: Any) -> Any:
                 try:
-                    if isinstance(request, StatusError):
-                        raise request
+                    if isinstance(request, _Unreadable):
+                        raise invalid_argument(request.reason)
                     async for response in inner(request, context):
                         yield response
                 except Exception as error:  # noqa: BLE001 - this is where every exception ends
@@ -134,8 +135,8 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
 
         async def unary(request: Any, context: Any) -> Any:
             try:
-                if isinstance(request, StatusError):
-                    raise request
+                if isinstance(request, _Unreadable):
+                    raise invalid_argument(request.reason)
                 return await inner(request, context)
             except Exception as error:  # noqa: BLE001 - this is where every exception ends
                 await self._fail(method, context, error)
@@ -158,12 +159,19 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         await context.abort(grpc.StatusCode.INTERNAL, f"internal error ({type(error).__name__}) in {method}")
 
 
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """In the place of a request whose bytes are no message."""
+
+    reason: str
+
+
 def _tolerant_deserializer(method: str, handler: Any) -> Callable[[bytes], Any] | None:
     """The handler's own deserializer, but bytes that are no message become INVALID_ARGUMENT.
 
     gRPC reads a stream's messages when the handler asks for them: the error is raised there. A single request is
-    read before anything of ours is called, where an exception would be logged as a defect: the error is returned in
-    the request's place.
+    read before anything of ours is called, where an exception would be logged as a defect: `_Unreadable` is returned
+    in its place.
     """
     deserialize = handler.request_deserializer
     if deserialize is None:
@@ -173,10 +181,10 @@ def _tolerant_deserializer(method: str, handler: Any) -> Callable[[bytes], Any] 
         try:
             return deserialize(data)
         except (DecodeError, UnicodeDecodeError) as error:
-            refusal = invalid_argument(f"what came to {method} is not the message that it takes: {error}")
+            reason = f"what came to {method} is not the message that it takes: {error}"
             if handler.request_streaming:
-                raise refusal from None
-            return refusal
+                raise invalid_argument(reason) from None
+            return _Unreadable(reason)
 
     return tolerant
 

@@ -30,9 +30,12 @@ from .cutting_proxy import CuttingProxy
 from .scripted_coordinator import ScriptedCoordinator, expected_tokens, text_of
 
 
-def fails_with(error: Exception) -> Callable[[str], Awaitable[None]]:
+def fails_with(make: Callable[[], Exception]) -> Callable[[str], Awaitable[None]]:
+    """A new exception for every call: one that is kept would keep gRPC's objects alive with the frames that it came
+    through, until the interpreter that shuts down can't free them in order any more."""
+
     async def before_call(_call: str) -> None:
-        raise error
+        raise make()
 
     return before_call
 
@@ -267,18 +270,19 @@ async def test_a_timeout_ends_a_stream_that_stands_still(coordinator: ScriptedCo
 
 
 @pytest.mark.parametrize(
-    ("raised", "expected"),
+    ("make", "expected"),
     [
-        (StatusError(grpc.StatusCode.UNAUTHENTICATED, "no API key"), Unauthenticated),
-        (resource_exhausted("the queue holds 8 requests, all it may", retry_after_s=2.5), QueueFull),
-        (unavailable("no group serves", retry_after_s=3.0), Unavailable),
-        (RuntimeError("secret"), InternalError),
+        (lambda: StatusError(grpc.StatusCode.UNAUTHENTICATED, "no API key"), Unauthenticated),
+        (lambda: resource_exhausted("the queue holds 8 requests, all it may", retry_after_s=2.5), QueueFull),
+        (lambda: unavailable("no group serves", retry_after_s=3.0), Unavailable),
+        (lambda: RuntimeError("secret"), InternalError),
     ],
 )
 async def test_every_status_becomes_its_own_exception(
-    coordinator: ScriptedCoordinator, raised: Exception, expected: type[Exception]
+    coordinator: ScriptedCoordinator, make: Callable[[], Exception], expected: type[Exception]
 ) -> None:
-    coordinator.before_call = fails_with(raised)
+    coordinator.before_call = fails_with(make)
+    raised = make()
     async with AsyncClient(coordinator.address) as client:
         with pytest.raises(expected) as of_stream:
             await client.generate("hello")
