@@ -11,13 +11,14 @@ Standard output carries results only; nothing here writes to it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor
@@ -103,11 +104,24 @@ def configure_logging(json: bool | None = None, level: str = "info", **fields: A
     structlog.configure(
         processors=[*shared, *ending],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _StandardError())),
         cache_logger_on_first_use=False,  # a logger made at import must follow a later configuration
     )
     _redirect_standard_library(number, shared, ending)
     return context
+
+
+class _StandardError:
+    """Where lines go. A full disk or a closed pipe costs the line, not what the program was about to do; the
+    standard library's handlers hold it the same way."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 def _json_ending() -> list[Processor]:

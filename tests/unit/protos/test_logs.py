@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,3 +120,14 @@ def test_a_change_log_writes_a_line_when_something_changed_and_not_on_every_tick
     changes.forget("w0")
     assert changes.info("worker", key="w0", state="lost")
     assert [line["state"] for line in lines(capsys)] == ["active", "active", "lost", "lost"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+def test_a_line_that_can_not_be_written_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        configure_logging()
+        structlog.get_logger().error("lost")
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):  # what it holds back can't be written either
+            full.close()
