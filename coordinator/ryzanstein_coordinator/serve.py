@@ -141,8 +141,20 @@ class _Parent:
         # Libraries would otherwise start a thread for each processor in every worker.
         environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         child = Child(name, lambda: arguments, environment)
-        # 0: it was drained, and leaves for good.
-        code = await self._supervisor.keep(child, is_final=lambda code: code in (0, EXIT_USAGE))
+        leaves = asyncio.Event()
+
+        async def follow(reader: int) -> None:
+            leaves.clear()
+            async for line in announcements(reader):
+                if line == "leaving":
+                    leaves.set()
+
+        code = await self._supervisor.keep(
+            child,
+            # 0 alone proves nothing: some library's exit(0) is a death like any other.
+            is_final=lambda code: code == EXIT_USAGE or (code == 0 and leaves.is_set()),
+            on_start=follow,
+        )
         if code == EXIT_USAGE and not self._stop.is_set():
             log.error("stopping", reason=f"{name} can't run as configured")
             self._worker_failure = code

@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ryzanstein import __version__, failpoints
+from ryzanstein.program import announce
 from ryzanstein.v1 import (
     cluster_pb2,
     cluster_pb2_grpc,
@@ -46,7 +47,6 @@ from .router import Router, RouterConfig
 from .served_model import ServedModel, read_served_model
 from .service import InferenceServicer
 from .state_dir import StateError, own
-from .supervisor import announce
 from .tokenization import read_tokenizer
 
 log = structlog.get_logger(__name__)

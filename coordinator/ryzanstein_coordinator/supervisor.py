@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 import structlog
 
+from ryzanstein.program import ANNOUNCE_FD
+
 log = structlog.get_logger(__name__)
 
 _PR_SET_PDEATHSIG = 1
@@ -31,7 +33,7 @@ class RestartPolicy:
     """When a child that ended is started again."""
 
     #: A child that lived longer than this starts again at once.
-    healthy_after_s: float = 10.0
+    healthy_after_s: float = 5.0
     first_delay_s: float = 0.1
     longest_delay_s: float = 5.0
 
@@ -154,10 +156,6 @@ class Supervisor:
             os.close(reader)
 
 
-#: Environment variable with the number of the file descriptor on which a child tells its parent what it has reached.
-ANNOUNCE_FD = "RYZANSTEIN_ANNOUNCE_FD"
-
-
 async def announcements(reader: int) -> AsyncIterator[str]:
     """The lines that a child announces, as they come, until it closes its end."""
     loop = asyncio.get_running_loop()
@@ -180,15 +178,6 @@ async def announcements(reader: int) -> AsyncIterator[str]:
 def _wake(ready: asyncio.Future[None]) -> None:
     if not ready.done():
         ready.set_result(None)
-
-
-def announce(line: str) -> bool:
-    """Tells the parent; False if there is none that listens."""
-    number = os.environ.get(ANNOUNCE_FD)
-    if not number:
-        return False
-    os.write(int(number), f"{line}\n".encode())  # so short a line is written in one piece
-    return True
 
 
 def _die_with_parent(parent: int) -> None:

@@ -34,6 +34,19 @@ EXIT_USAGE = 2
 EXIT_UNREACHABLE = 69
 EXIT_INTERRUPTED = 130
 
+#: Environment variable with the number of the file descriptor on which a program tells its parent what it has reached.
+ANNOUNCE_FD = "RYZANSTEIN_ANNOUNCE_FD"
+
+
+def announce(line: str) -> bool:
+    """Tells the parent; False if there is none that listens."""
+    number = os.environ.get(ANNOUNCE_FD)
+    if not number:
+        return False
+    os.write(int(number), f"{line}\n".encode())  # so short a line is written in one piece
+    return True
+
+
 _EPILOG = (
     f"Every flag can also be set by the environment ({ENVIRONMENT_PREFIX}<FLAG>, such as "
     f"{environment_variable('--grpc-port')}) or by a key of the file given with --config. "

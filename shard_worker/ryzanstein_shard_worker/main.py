@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ryzanstein import failpoints
 from ryzanstein.logs import configure_logging
-from ryzanstein.program import EXIT_FAILED, ConfigFile
+from ryzanstein.program import EXIT_FAILED, ConfigFile, announce
 
 from .checkpoint.command import register_shard_command
 
@@ -51,12 +52,14 @@ def shard_worker(
 
     configure_logging()
     device = _choose_device(device)
+    worker_id = worker_id or default_worker_id(device)
+    failpoints.identify(worker_id)
     asyncio.run(
         run(
             DistributedConfig(
                 coordinator=coordinator,
                 device=device,
-                worker_id=worker_id or default_worker_id(device),
+                worker_id=worker_id,
                 host=host,
                 port=port,
                 model_dir=model_dir,
@@ -83,7 +86,6 @@ async def run(config: DistributedConfig) -> None:
     import grpc
     import structlog
 
-    from ryzanstein import failpoints
     from ryzanstein.v1 import shard_worker_pb2_grpc
     from ryzanstein.wire import SERVER_OPTIONS, StatusInterceptor
 
@@ -100,7 +102,6 @@ async def run(config: DistributedConfig) -> None:
         servicer.group_changed()
         membership.changed()
 
-    failpoints.identify(config.worker_id)
     groups = ProcessGroupManager(config.coordinator, host=config.host)
     groups.prepare()
     engine = Engine(
@@ -112,6 +113,7 @@ async def run(config: DistributedConfig) -> None:
     membership = Membership(config, engine)
 
     def begin_drain(reason: str) -> None:
+        announce("leaving")  # for good: `serve` does not start it again
         log.info("draining", reason=reason)
         membership.drain()
         stop.set()

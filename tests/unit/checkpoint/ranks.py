@@ -15,6 +15,10 @@ from ryzanstein_shard_worker.communication import CommunicationHandler
 from ryzanstein_shard_worker.communication.gloo import GlooHandler
 from ryzanstein_shard_worker.communication.gloo_group import form_gloo_group
 
+#: Forks ranks from a process that has imported torch and started no thread: 20 ms each instead of 2 s.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload([__name__])
+
 #: A function of a test module that every rank calls with its handler and its own arguments.
 RankFunction = Callable[..., object]
 
@@ -25,12 +29,11 @@ class Ranks:
     def __init__(self, world: int, directory: Path) -> None:
         self._directory = directory
         self._calls = 0
-        spawn = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads half
         self._pipes: list[Connection] = []
-        self._processes = []
+        self._processes: list[Any] = []
         for rank in range(world):
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(theirs, rank, world), daemon=True)
+            ours, theirs = _CONTEXT.Pipe()
+            process = _CONTEXT.Process(target=_serve, args=(theirs, rank, world), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)

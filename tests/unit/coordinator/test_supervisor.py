@@ -9,7 +9,7 @@ from ryzanstein_coordinator.supervisor import Child, RestartPolicy, Supervisor, 
 
 _ANNOUNCES = """
 import sys
-from ryzanstein_coordinator.supervisor import announce
+from ryzanstein.program import announce
 assert announce("listening grpc=a") and announce("ready model=my model")
 sys.exit(3)
 """
@@ -50,7 +50,7 @@ async def test_a_child_that_ignores_sigterm_is_killed() -> None:
             started.set()
 
     program = (
-        "import signal, time; from ryzanstein_coordinator.supervisor import announce;"
+        "import signal, time; from ryzanstein.program import announce;"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN); announce('up'); time.sleep(60)"
     )
     supervisor = Supervisor()
