@@ -26,7 +26,7 @@ test: test-unit
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) --ignore tests/unit
 
 test-unit: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/unit --numprocesses 2
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/unit --numprocesses 2 --dist loadfile
 
 check: lint types proto-check coverage
 

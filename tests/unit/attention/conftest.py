@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 from ryzanstein_shard_worker.native.attention import Isa, NativeAttention
 from ryzanstein_shard_worker.native.library import load_library
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two of torch's threads beside other busy processes wait for each other more than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session", params=list(Isa), ids=lambda isa: isa.name.lower())

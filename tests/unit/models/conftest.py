@@ -1,17 +1,3 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-import torch
-
 from tests.checkpoints import checkpoints  # noqa: F401 - a fixture
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two of torch's threads beside other busy processes wait for each other more than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Two of torch's threads beside other busy processes wait for each other more than they work."""
     threads = torch.get_num_threads()
