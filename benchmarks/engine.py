@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from ryzanstein.model_plan import ModelConfig, kv_bytes_per_token, parameter_count
@@ -272,7 +273,8 @@ def _read_bytes(bench: Bench, streams: int, context: int) -> int:
 
 def _kernel_seconds(profiled: profile) -> float:
     """Of all kernels and copies on the device; they run one after the other, on one stream."""
-    return float(sum(event.self_device_time_total for event in profiled.key_averages())) / 1e6
+    on_device = (event for event in profiled.events() if event.device_type == DeviceType.CUDA)
+    return float(sum(event.time_range.elapsed_us() for event in on_device)) / 1e6
 
 
 def _pair(text: str) -> tuple[int, int]:
