@@ -34,6 +34,8 @@ class LoadShard:
     incarnation: str
     key: ShardKey
     limits: EngineBounds
+    #: What the worker holds already stays: this is one more rank that it could take.
+    beside: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,7 @@ class WorkerCalls:
             rank=action.key.rank,
             tensor_parallel_size=action.key.size,
             limits=limits_message(action.limits),
+            beside=action.beside,
         )
         connection = self._workers.of(action.worker_id, action.incarnation)
         if connection is None:

@@ -219,7 +219,7 @@ class ControlPlane:
         if worker is None or worker.loading != event.key:
             return
         shard = Shard(event.key, event.loaded, event.has_files, event.weights_bytes)
-        draft.set_worker(worker.worker_id, loading=None, shard=shard, load_failures=0)
+        draft.put_worker(replace(worker.with_shard(shard), load_failures=0))
         group = draft.find_group(worker.group)
         if group is not None and group.phase is Phase.LOADING and worker.rank == event.key.rank:
             draft.set_group(group.group_id, answered=group.answered | {worker.worker_id})

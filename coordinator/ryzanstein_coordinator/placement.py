@@ -51,12 +51,12 @@ def place(
     return Placement(members, f"{size} of {len(candidates)} workers placed")
 
 
-def likely_rank(size: int, spares: Collection[ShardKey]) -> int:
-    """The rank whose shard a spare should load: the one that the fewest other spares hold, the lowest of
-    those.
+def likely_rank(size: int, spares: Collection[ShardKey], own: Collection[int] = ()) -> int:
+    """The rank whose shard a spare should load: of those that it doesn't hold, the one that the fewest other
+    spares hold, the lowest of those.
     """
     held = Counter(key.rank for key in spares if key.size == size)
-    return min(range(size), key=lambda rank: (held[rank], rank))
+    return min((rank for rank in range(size) if rank not in own), key=lambda rank: (held[rank], rank))
 
 
 def backend_of(workers: Sequence[WorkerRecord]) -> str:
@@ -84,14 +84,16 @@ def _choose(
         # Hosts of those already chosen, then hosts with most candidates: a group stays together where it can.
         near = Counter(worker.host_id for worker in chosen)
         crowd = Counter(worker.host_id for worker in rest)
-        covered = {None, *(_rank_of(worker, size) for worker in chosen)}
+        covered = {
+            rank for worker in chosen for rank in _ranks_of(worker, size) if len(_ranks_of(worker, size)) == 1
+        }
         best = min(
             rest,
             key=lambda worker: (
                 worker.draining,
                 worker.strikes,
                 worker.group != group_id,
-                _rank_of(worker, size) in covered,
+                _ranks_of(worker, size) <= covered,
                 worker.worker_id not in previous,
                 -near[worker.host_id],
                 -min(crowd[worker.host_id], size - len(chosen)),
@@ -108,9 +110,10 @@ def _choose(
 def _assign(size: int, chosen: list[WorkerRecord], previous: Sequence[str]) -> dict[int, WorkerRecord]:
     ranks: dict[int, WorkerRecord] = {}
     left: list[WorkerRecord] = []
-    for worker in chosen:
-        rank = _rank_of(worker, size)
-        if rank is not None and rank not in ranks:
+    # Those with one shard have no choice; a spare with several takes what they leave.
+    for worker in sorted(chosen, key=lambda worker: len(_ranks_of(worker, size))):
+        rank = min(_ranks_of(worker, size) - ranks.keys(), default=None)
+        if rank is not None:
             ranks[rank] = worker
         else:
             left.append(worker)
@@ -128,10 +131,9 @@ def _assign(size: int, chosen: list[WorkerRecord], previous: Sequence[str]) -> d
     return ranks
 
 
-def _rank_of(worker: WorkerRecord, size: int) -> int | None:
-    """The rank whose shard it holds or loads."""
-    key = worker.loading or (worker.shard.key if worker.shard is not None else None)
-    return key.rank if key is not None and key.size == size else None
+def _ranks_of(worker: WorkerRecord, size: int) -> set[int]:
+    """The ranks whose shards it holds or loads."""
+    return {key.rank for key in worker.keys if key.size == size}
 
 
 def _too_few(size: int, candidates: Collection[WorkerRecord], previous: Sequence[str]) -> str:

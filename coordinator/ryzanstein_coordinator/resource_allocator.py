@@ -62,6 +62,10 @@ class ResourceAllocator:
         """
         return all(bounds.needed_bytes <= self._planner.allowed(share) for share in shares)
 
+    def has_room(self, share: DeviceShare, wanted_bytes: int) -> bool:
+        """Whether a device can hold so much, for a worker that has no pages."""
+        return wanted_bytes <= self._planner.allowed(share)
+
     def _plan(self, size: int, shares: tuple[DeviceShare, ...]) -> MemoryPlan:
         """Plans a group of `size` ranks on these devices, one per rank."""
         plan = self._planner.plan(size, shares)

@@ -10,6 +10,7 @@ from .draft import Draft
 from .events import Beat, Registered, StreamOpened
 from .group_record import Phase
 from .health_monitor import HealthMonitor
+from .memory_plan import DeviceShare
 from .placement import likely_rank
 from .resource_allocator import ResourceAllocator
 from .worker_record import ShardKey, WorkerRecord
@@ -87,6 +88,7 @@ class WorkerLife:
         draft.set_worker(
             worker.worker_id,
             loading=None,
+            loading_beside=False,
             strikes=worker.strikes + 1,
             load_failures=failures,
             failed_reason=reason if failed else "",
@@ -121,6 +123,7 @@ class WorkerLife:
             lost_at_s=draft.now_s,
             suspect=False,
             loading=None,
+            loading_beside=False,
             fencing=False,
             group=None,
             stream=0,
@@ -152,24 +155,39 @@ class WorkerLife:
         )
         if group is None or group.limits is None:
             return
+        fits = (group.size, group.limits.max_model_len)
         spares = [worker for worker in draft.workers if worker.placeable and worker.group is None]
-        held = [key for worker in spares if (key := _key_of(worker)) is not None]
+        held = [key for worker in spares for key in worker.keys]
         for worker in spares:
-            key = _key_of(worker)
-            if key is not None and (key.size, key.max_model_len) == (group.size, group.limits.max_model_len):
-                continue
             if worker.draining or worker.loading is not None or draft.now_s < worker.load_not_before_s:
                 continue
             share = self._allocator.share(worker, draft.workers)
             if not self._allocator.holds(group.limits, [share]):
                 continue
-            wanted = ShardKey(likely_rank(group.size, held), group.size, group.limits.max_model_len)
+            own = {key.rank for key in worker.keys if (key.size, key.max_model_len) == fits}
+            beside = bool(own)
+            if beside and not self._has_room(worker, share, group.size):
+                continue
+            rank = likely_rank(group.size, held, own)
+            wanted = ShardKey(rank, *fits)
             epoch = max(draft.announced_epoch, worker.seen_epoch)
             held.append(wanted)
             draft.act(
-                LoadShard(group.group_id, epoch, worker.worker_id, worker.incarnation, wanted, group.limits)
+                LoadShard(
+                    group.group_id, epoch, worker.worker_id, worker.incarnation, wanted, group.limits, beside
+                )
             )
-            draft.set_worker(worker.worker_id, loading=wanted, seen_epoch=epoch)
+            draft.set_worker(worker.worker_id, loading=wanted, loading_beside=beside, seen_epoch=epoch)
+
+    def _has_room(self, worker: WorkerRecord, share: DeviceShare, size: int) -> bool:
+        """Whether it can hold the shard of one more of `size` ranks. Pages are only taken in a group, which ends
+        with one shard.
+        """
+        shards = worker.shards
+        if len(shards) >= size or not all(shard.loaded for shard in shards):
+            return False
+        held = sum(shard.weights_bytes for shard in shards)
+        return self._allocator.has_room(share, held + max(shard.weights_bytes for shard in shards))
 
 
 def _fence_reason(draft: Draft, worker: WorkerRecord) -> str:
@@ -177,8 +195,3 @@ def _fence_reason(draft: Draft, worker: WorkerRecord) -> str:
     if group is not None and group.epoch == worker.fence_epoch:
         return f"epoch {group.epoch} begins: {group.reason}"
     return "this worker has no rank in the current epoch"
-
-
-def _key_of(worker: WorkerRecord) -> ShardKey | None:
-    """The shard that it loads or holds."""
-    return worker.loading or (worker.shard.key if worker.shard is not None else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -81,8 +81,11 @@ class WorkerRecord:
     #: Only in the current epoch.
     rank: int | None = None
     shard: Shard | None = None
-    #: A LoadShard call is under way.
+    #: What it holds besides, as a spare: it can take any of these ranks at once, and drops the rest.
+    others: tuple[Shard, ...] = ()
+    #: A LoadShard call is under way; `loading_beside`: what it holds already stays.
     loading: ShardKey | None = None
+    loading_beside: bool = False
     #: Loads that failed, in a row, and the end of the pause after the last one.
     load_failures: int = 0
     load_not_before_s: float = 0.0
@@ -103,6 +106,25 @@ class WorkerRecord:
     lost_at_s: float = 0.0
     #: It can't serve as it is (other checkpoint, broken device); stays until its process is replaced.
     failed_reason: str = ""
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """All that it holds."""
+        return self.others if self.shard is None else (self.shard, *self.others)
+
+    @property
+    def keys(self) -> tuple[ShardKey, ...]:
+        """Of the shards that it holds or loads."""
+        held = tuple(shard.key for shard in self.shards)
+        if self.loading is None:
+            return held
+        return (*held, self.loading) if self.loading_beside else (self.loading,)
+
+    def with_shard(self, shard: Shard) -> WorkerRecord:
+        """The record after `loading` was answered."""
+        if self.loading_beside and self.shard is not None:
+            return replace(self, loading=None, loading_beside=False, others=(*self.others, shard))
+        return replace(self, loading=None, loading_beside=False, shard=shard, others=())
 
     @property
     def alive(self) -> bool:

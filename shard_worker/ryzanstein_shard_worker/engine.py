@@ -28,6 +28,7 @@ from .inbox import Inbox
 from .process_groups import Group, ProcessGroupManager
 from .runner import Runner
 from .shard import Shard, ShardKey, build_shard
+from .shard_shelf import ShardShelf
 from .step_loop import Publish
 
 log = structlog.get_logger(__name__)
@@ -75,7 +76,8 @@ class Engine:
         self._device = torch.device(config.device)
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
-        self._shard: Shard | None = None
+        self._shelf = ShardShelf()
+        self._gives_way = False
         self._membership: EpochMembership | None = None
         self._idle = threading.Event()
         self._idle.set()
@@ -88,7 +90,10 @@ class Engine:
         self._thread.start()
 
     def load(self, request: shard_worker_pb2.LoadShardRequest) -> Future[Shard]:
-        """Loads a rank's shard; the same shard again costs nothing. Raises (in the future) ModelError."""
+        """Loads a rank's shard; one that is held costs nothing. One more `beside` gives way to the next command.
+
+        Raises (in the future) ModelError, EngineStoppedError.
+        """
         return self._command(lambda: self._load(request))
 
     @property
@@ -195,16 +200,23 @@ class Engine:
 
     def _load(self, request: shard_worker_pb2.LoadShardRequest) -> Shard:
         key = ShardKey.of(request)
-        if self._shard is not None and self._shard.key == key:
-            return self._shard
-        self._release()  # before the new weights, not beside them
-        self._set(state=cluster_pb2.WORKER_STATE_LOADING, phase="loading", load_progress=0.0, fault=None)
+        self._gives_way = request.beside
+        held = self._shelf.find(key)
+        if held is not None:
+            self._shelf.put(held, beside=request.beside)
+            self._rest()
+            return held
+        if request.beside:
+            self._set(phase="loading one more rank")
+        else:
+            self._release()  # before the new weights, not beside them
+            self._set(state=cluster_pb2.WORKER_STATE_LOADING, phase="loading", load_progress=0.0, fault=None)
         try:
             bound_memory(self._device, request.limits.memory_bytes)
             shard = build_shard(request, model_dir=self._config.model_dir, device=self._device)
             if shard.index is not None:
                 shard.read(self._device, self._progressed)
-            self._shard = shard
+            self._shelf.put(shard, beside=request.beside)
         finally:
             self._rest()
         return shard
@@ -212,10 +224,13 @@ class Engine:
     def _progressed(self, fraction: float) -> None:
         if self._closing:
             raise EngineStoppedError("the worker stops")
-        self.status = replace(self.status, load_progress=fraction)
+        if not self._gives_way:
+            self.status = replace(self.status, load_progress=fraction)
+        elif not self._commands.empty():
+            raise EngineStoppedError("something more urgent came")
 
     def _release(self) -> None:
-        self._shard = None
+        self._shelf = ShardShelf()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         self._rest()
@@ -228,10 +243,14 @@ class Engine:
             state=cluster_pb2.WORKER_STATE_STANDBY,
             phase=phase,
             load_progress=float(shard is not None and shard.loaded),
-            weights_bytes=0 if shard is None else shard.weights_bytes,
+            weights_bytes=self._shelf.weights_bytes,
             kv_cache_bytes=0 if shard is None else shard.kv_cache_bytes,
             **changes,
         )
+
+    @property
+    def _shard(self) -> Shard | None:
+        return self._shelf.current
 
     def _serve(
         self, request: shard_worker_pb2.JoinGroupRequest, joined: Future[Group], aborts_seen: int
@@ -264,6 +283,7 @@ class Engine:
             or shard.key.tensor_parallel_size != len(request.members)
         ):
             raise RuntimeError(f"rank {request.rank} of {len(request.members)} has no shard loaded here")
+        self._shelf.keep_only(shard.key)  # before the pages, not beside them
         self._set(state=cluster_pb2.WORKER_STATE_LOADING, phase="forming", epoch=request.epoch, fault=None)
         bound_memory(self._device, limits.memory_bytes)
         failpoint("join.begun")

@@ -209,6 +209,7 @@ class Checks:
         if coordinator is None:
             self.fail("there is no coordinator")
             return
+        coordinator.ticks.catch_up_all()
         ready, reason = coordinator.readiness()
         if not ready or not coordinator.all_serve:
             states = "; ".join(f"{g.group_id} {g.phase.value}: {g.reason}" for g in coordinator.state.groups)

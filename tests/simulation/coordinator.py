@@ -170,6 +170,7 @@ class Coordinator(Endpoint):
 
     def stream_broken(self, group_id: str, epoch: int, reason: str) -> None:
         self.world.note("execute stream of %s broke: %s", group_id, reason)
+        self.ticks.catch_up_all()
         self.happened(events.ExecuteBroken(group_id, epoch, reason))
 
     def first_token_after_ready(self, group_id: str, epoch: int, now_s: float) -> None:
@@ -208,6 +209,8 @@ class Coordinator(Endpoint):
             self._streams[connection] = worker, self._stream_number
             connection.on_end_far = lambda: self._stream_ended(connection)
             self.happened(events.StreamOpened(worker.worker_id, worker.incarnation, self._stream_number))
+        if report.fault is not None:
+            self.ticks.catch_up_all()  # all reports are looked at
         self.beat(worker, report)
         epoch = self.epoch_for(worker)
         connection.to_near(lambda: worker.beat_answered(epoch))

@@ -51,6 +51,7 @@ class Ticks:
         """The coordinator stood still, and its next tick is overdue."""
         self._next_s = math.inf
         self._coordinator.happened(events.Tick())
+        self.catch_up_all()  # what waited in its sockets
 
     def catch_up(self, worker: Worker) -> None:
         """The last heartbeat that came while nothing had changed."""

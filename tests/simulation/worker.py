@@ -44,7 +44,8 @@ class Worker(Endpoint):
         #: The highest epoch that a heartbeat was answered with, and the one that the servicer was told.
         self.highest_epoch = 0
         self.named_epoch = 0
-        self.shard: ShardKey | None = None
+        #: What it holds: one shard, or as a spare more than one.
+        self.shards: set[ShardKey] = set()
         self.fault: FaultReport | None = None
         #: The epoch that it is in or on its way into; 0: none.
         self.epoch = 0
@@ -181,10 +182,13 @@ class Worker(Endpoint):
         if self.busy:
             answer(Reply(False, "FAILED_PRECONDITION: this worker is in a group", True))
             return
-        takes_s = 0.0005 if self.shard == action.key else 0.002 + self.world.load_s * self.world.random()
+        held = action.key in self.shards
+        takes_s = 0.0005 if held else 0.002 + self.world.load_s * self.world.random()
 
         def loaded() -> None:
-            self.shard = action.key
+            if not getattr(action, "beside", False):
+                self.shards &= {action.key}
+            self.shards.add(action.key)
             answer(Reply(True))
 
         self._engine(takes_s, loaded)
@@ -201,10 +205,11 @@ class Worker(Endpoint):
     def _enter(self, action: actions.JoinGroup, rank: int, nonce: int) -> None:
         if self._joining is None or self.epoch != action.epoch:
             return  # aborted before it began
-        shard = self.shard
-        if shard is None or (shard.rank, shard.size) != (rank, len(action.members)):
+        fitting = {shard for shard in self.shards if (shard.rank, shard.size) == (rank, len(action.members))}
+        if not fitting:
             self.join_failed(f"FAILED_PRECONDITION: rank {rank} has no shard loaded here", own_fault=True)
             return
+        self.shards = fitting
         self.fault = None
         self.world.rendezvous.meet(self, action, nonce)
 

@@ -137,10 +137,15 @@ class LoadShardRequest(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     TENSOR_PARALLEL_SIZE_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    BESIDE_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     group_id: _builtins.str
     rank: _builtins.int
     tensor_parallel_size: _builtins.int
+    beside: _builtins.bool
+    """What the worker holds already stays: this is one more rank that it could take. The others are dropped when it
+    joins a group.
+    """
     @_builtins.property
     def model(self) -> Global___ModelSpec: ...
     @_builtins.property
@@ -154,10 +159,11 @@ class LoadShardRequest(_message.Message):
         rank: _builtins.int = ...,
         tensor_parallel_size: _builtins.int = ...,
         limits: Global___EngineLimits | None = ...,
+        beside: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "group_id", b"group_id", "limits", b"limits", "model", b"model", "rank", b"rank", "tensor_parallel_size", b"tensor_parallel_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beside", b"beside", "epoch", b"epoch", "group_id", b"group_id", "limits", b"limits", "model", b"model", "rank", b"rank", "tensor_parallel_size", b"tensor_parallel_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -36,7 +36,7 @@ class Process:
     #: (group, epoch, rank) that it is in, joined or joining.
     inside: tuple[str, int, int] | None = None
     serving: bool = False
-    shard: ShardKey | None = None
+    shards: set[ShardKey] = field(default_factory=set)
     busy_until_s: float = 0.0
     fault: FaultReport | None = None
     #: Heartbeats go on, steps don't.
@@ -329,18 +329,18 @@ class SimulatedCluster:
             self.failing_loads[process.worker_id] -= 1
             self._reply(process, events.ShardRefused(*identity, False, "out of memory"))
             return
-        has_files = process.worker_id not in self.without_files
+        has_files, held = process.worker_id not in self.without_files, action.key in process.shards
 
         def loaded() -> None:
             if process.stopped:
                 process.waiting.append(loaded)
             elif process.alive:
-                process.shard = action.key
+                process.shards = {*process.shards, action.key} if action.beside or held else {action.key}
                 self._reply(process, events.ShardLoaded(*identity, has_files, has_files, 1000))
 
         # The engine does one thing after the other.
         process.busy_until_s = max(process.busy_until_s, self.now_s) + self._random.uniform(
-            0.0005, 0.001 if process.shard == action.key else 0.5
+            0.0005, 0.001 if held else 0.5
         )
         self._at(process.busy_until_s, loaded)
 
@@ -349,8 +349,8 @@ class SimulatedCluster:
         if action.epoch < process.seen_epoch:
             self._reply(process, events.JoinFailed(*identity, True, "FAILED_PRECONDITION: stale epoch"))
             return
-        assert process.shard is not None
-        assert process.shard.rank == rank, "a worker joins with another rank's shard"
+        process.shards = {key for key in process.shards if (key.rank, key.size) == (rank, len(action.members))}
+        assert process.shards, "a worker joins with another rank's shard"
         process.seen_epoch = action.epoch
         if process.worker_id in self.cannot_join:
             self._reply(process, events.JoinFailed(*identity, True, "INTERNAL: no shared memory"))
