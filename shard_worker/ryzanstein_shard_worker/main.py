@@ -110,7 +110,7 @@ async def run(config: DistributedConfig) -> None:
         publish=lambda response: _call(loop, servicer.publish, response),
         on_change=lambda: _call(loop, changed),
     )
-    membership = Membership(config, engine)
+    membership = Membership(config, engine, named_epoch=lambda: servicer.epoch)
 
     def begin_drain(reason: str) -> None:
         announce("leaving")  # for good: `serve` does not start it again

@@ -7,7 +7,7 @@ import os
 import platform
 import socket
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 import structlog
@@ -31,9 +31,14 @@ class RefusedError(Exception):
 class Membership:
     """Keeps one worker registered. `run()` goes on until it is cancelled or the coordinator refuses the worker."""
 
-    def __init__(self, config: DistributedConfig, engine: Engine) -> None:
+    def __init__(
+        self, config: DistributedConfig, engine: Engine, *, named_epoch: Callable[[], int] = lambda: 0
+    ) -> None:
+        """`named_epoch`: the highest epoch that calls to this worker have named, which may be ahead of the
+        heartbeats."""
         self._config = config
         self._engine = engine
+        self._named_epoch = named_epoch
         self._device = torch.device(config.device)
         self._incarnation = uuid.uuid4().hex
         self._changed = asyncio.Event()
@@ -63,7 +68,8 @@ class Membership:
                     self._config.coordinator, options=CHANNEL_OPTIONS
                 ) as channel:
                     stub = cluster_pb2_grpc.ClusterServiceStub(channel)
-                    registration.highest_epoch = self.highest_epoch
+                    # Calls of an older epoch are refused here: a coordinator that was started again must know.
+                    registration.highest_epoch = max(self.highest_epoch, self._named_epoch())
                     reply = await stub.Register(registration, timeout=5.0)
                     log.info(
                         "registered", coordinator=self._config.coordinator, worker=self._config.worker_id

@@ -59,15 +59,14 @@ def settled(world: World) -> bool:
 
 def finish(world: World) -> None:
     """Heals everything, waits for the end, and checks it."""
-    Faults(world).heal()
-    for _ in range(3):  # a drained process ends only when another has taken its place
-        if advance(world, world.now_s + END_WITHIN_S / 3, lambda: settled(world)):
-            break
+    for _ in range(4):  # a drained process ends only when another has taken its place, and is started again then
         Faults(world).heal()
-    if not world.checks.violations:
+        advance(world, world.now_s + END_WITHIN_S / 4, lambda: settled(world))
         advance(world, world.now_s + 0.3)  # cancelled sequences leave
-        if not world.checks.violations:
-            world.checks.at_the_end()
+        if world.checks.violations or settled(world):
+            break
+    if not world.checks.violations:
+        world.checks.at_the_end()
 
 
 def run_plan(

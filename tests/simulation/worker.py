@@ -106,8 +106,12 @@ class Worker(Endpoint):
         self.home = connection = self.world.connect(
             self, coordinator, on_end_near=lambda: self._lost_home(connection)
         )
-        self.request.highest_epoch = self.highest_epoch
+        self.request.highest_epoch = self.seen_epoch()
         connection.to_far(lambda: coordinator.register(self, connection))
+
+    def seen_epoch(self) -> int:
+        """What it says at Register: an epoch that a call named counts, although no heartbeat was answered since."""
+        return max(self.highest_epoch, self.named_epoch)
 
     def accepted(self, epoch: int) -> None:
         """Register was answered: the first heartbeat follows."""
