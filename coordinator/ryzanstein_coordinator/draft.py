@@ -84,15 +84,19 @@ class Draft:
         return worker
 
     def set_worker(self, worker_id: str, **changes: Any) -> WorkerRecord:
-        return self.put_worker(replace(self._workers[worker_id], **changes))
+        worker = self._workers[worker_id]
+        if _holds(worker, changes):  # nearly always, and ten times as fast as a copy
+            return worker
+        return self.put_worker(replace(worker, **changes))
 
     def remove_worker(self, worker_id: str) -> None:
         del self._own_workers()[worker_id]
         self._telemetry = {key: value for key, value in self._telemetry.items() if key != worker_id}
 
     def set_group(self, group_id: str, **changes: Any) -> GroupRecord:
-        group = replace(self._groups[group_id], **changes)
-        self._groups[group_id] = group
+        group = self._groups[group_id]
+        if not _holds(group, changes):
+            group = self._groups[group_id] = replace(group, **changes)
         return group
 
     def put_telemetry(self, worker_id: str, telemetry: Telemetry) -> None:
@@ -128,3 +132,8 @@ class Draft:
             self._owned = dict(self._workers)
             self._workers = self._owned
         return self._owned
+
+
+def _holds(record: object, changes: dict[str, Any]) -> bool:
+    """Whether the record is as it should become."""
+    return all(getattr(record, name) == value for name, value in changes.items())

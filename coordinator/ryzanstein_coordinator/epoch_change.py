@@ -63,7 +63,9 @@ class EpochChange:
             group_id, epoch=epoch, epoch_used=False, committing=0, commit_failed=False, recovery=recovery
         )
         for worker_id in sorted(group.fencing):
-            if draft.worker(worker_id) is not None:
+            worker = draft.worker(worker_id)
+            # While the number was written, another process may have taken this id, and a rank of another group.
+            if worker is not None and worker.group == group_id:
                 draft.set_worker(worker_id, fence_epoch=epoch)
 
     def fence(self, draft: Draft, group: GroupRecord) -> None:
