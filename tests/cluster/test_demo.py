@@ -30,7 +30,9 @@ def test_the_demonstration_answers_right_and_leaves_nothing_behind() -> None:
     done = run("demo", timeout_s=100)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "✗" not in done.stdout
-    assert "6 of 6 answers right" in done.stdout
+    assert "7 of 7 answers right" in done.stdout
+    assert "kill -9 of worker-" in done.stdout
+    assert "and is whole, token for token" in done.stdout
     assert "every process ended" in done.stdout
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 
 READY_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 60.0
-MAX_TOKENS = 200
+MAX_TOKENS = 400
+#: The question whose answer is long enough to be disturbed, and when that happens.
+STORY = "Tell me a story."
+KILLED_AFTER_TOKENS = 40
+SPARE_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +62,26 @@ def demo(
     model_dir = bundled_model()
     chosen = read_questions(model_dir / "questions.json")[:questions]
     view = DemoView()
-    view.title(f"Starting a coordinator and {tensor_parallel_size} shard workers on this machine")
+    story = next((q for q in read_questions(model_dir / "questions.json") if q.question == STORY), None)
+    view.title(
+        f"Starting a coordinator, {tensor_parallel_size} shard workers and a spare one on this machine"
+    )
     with tempfile.TemporaryDirectory(prefix="ryzanstein-demo-") as state_dir, _interrupt_on_signals():
         port = free_port()
         serve = [sys.executable, "-m", "ryzanstein_coordinator", "serve", str(model_dir)]
-        serve += ["--tensor-parallel-size", str(tensor_parallel_size), "--state-dir", state_dir]
+        serve += ["--tensor-parallel-size", str(tensor_parallel_size), "--spares", "1"]
+        serve += ["--state-dir", state_dir]
         serve += ["--host", "127.0.0.1", "--grpc-port", str(port), "--http-port", "0"]
-        show(DemoCluster(serve, grpc_port=port), chosen, view)
+        show(DemoCluster(serve, grpc_port=port), chosen, view, disturbed=story)
 
 
-def show(cluster: DemoCluster, questions: list[Question], view: DemoView) -> None:
-    """The whole demonstration on a cluster that is not started yet; raises ProgramError unless all went well."""
+def show(
+    cluster: DemoCluster, questions: list[Question], view: DemoView, *, disturbed: Question | None = None
+) -> None:
+    """The whole demonstration on a cluster that is not started yet; raises ProgramError unless all went well.
+
+    `disturbed`: asked last; in the middle of its answer a worker is killed.
+    """
     started_s = time.monotonic()
     with cluster:
         from ryzanstein_client.sync import (
@@ -85,6 +99,9 @@ def show(cluster: DemoCluster, questions: list[Question], view: DemoView) -> Non
             asked = [ask(client, question, view) for question in questions]
             view.title("The cluster that answered")
             view.cluster(client.cluster())
+            if disturbed is not None:
+                view.title("Killing a worker in the middle of an answer")
+                asked.append(ask_and_kill(client, disturbed, view))
         view.title("Stopping")
         stopping_s = time.monotonic()
         code = cluster.stop()
@@ -96,31 +113,67 @@ def show(cluster: DemoCluster, questions: list[Question], view: DemoView) -> Non
         raise ProgramError(f"{wrong} of {len(asked)} answers were wrong: please report this as a defect")
 
 
-def ask(client: Client, question: Question, view: DemoView) -> Asked:
-    """Streams one answer and checks it."""
+def ask(
+    client: Client, question: Question, view: DemoView, *, on_tokens: Callable[[int], None] | None = None
+) -> Asked:
+    """Streams one answer and checks it. `on_tokens` is told how many there are, after each chunk."""
     from .demo_view import Asked
 
     view.question(question.question)
-    sent_s = time.monotonic()
-    first_s, tokens, text = None, 0, ""
+    sent_s = last_s = time.monotonic()
+    first_s, tokens, text, pause_s = None, 0, "", 0.0
     messages = [{"role": "user", "content": question.question}]
     for chunk in client.chat(
         messages, stream=True, temperature=0.0, max_tokens=MAX_TOKENS, timeout=ANSWER_TIMEOUT_S
     ):
+        now_s = time.monotonic()
         if chunk.token_ids and first_s is None:
-            first_s = time.monotonic()
+            first_s = last_s = now_s
+        last_s, pause_s = now_s, max(pause_s, now_s - last_s)
         tokens += len(chunk.token_ids)
         text += chunk.text
         view.answer_part(chunk.text)
+        if on_tokens is not None:
+            on_tokens(tokens)
     ended_s = time.monotonic()
     asked = Asked(
         right=text.strip() == question.answer.strip(),
         tokens=tokens,
         first_token_s=(first_s or ended_s) - sent_s,
         seconds=ended_s - sent_s,
+        longest_pause_s=pause_s,
     )
     view.answer_end(asked, question.answer)
     return asked
+
+
+def ask_and_kill(client: Client, question: Question, view: DemoView) -> Asked:
+    """Asks, and sends SIGKILL to the last rank in the middle of the answer."""
+    cluster = _with_spare(client)
+    ranked = [worker for worker in cluster["workers"] if worker["rank"] is not None]
+    victim = max(ranked, key=lambda worker: int(worker["rank"]))
+    killed = False
+
+    def kill_once(tokens: int) -> None:
+        nonlocal killed
+        if tokens >= KILLED_AFTER_TOKENS and not killed:
+            killed = True
+            os.kill(victim["pid"], signal.SIGKILL)
+
+    asked = ask(client, question, view, on_tokens=kill_once)
+    view.recovery(victim, client.cluster()["last_recovery"], asked, KILLED_AFTER_TOKENS)
+    return asked
+
+
+def _with_spare(client: Client) -> dict[str, Any]:
+    """The cluster when its spare holds weights; as it is, if that takes too long."""
+    deadline_s = time.monotonic() + SPARE_TIMEOUT_S
+    while True:
+        cluster = client.cluster()
+        spares = [worker for worker in cluster["workers"] if worker["state"] == "standby"]
+        if any(spare["load_progress"] == 1.0 for spare in spares) or time.monotonic() > deadline_s:
+            return cluster
+        time.sleep(0.05)
 
 
 def read_questions(path: Path) -> list[Question]:

@@ -25,6 +25,8 @@ class Asked:
     tokens: int
     first_token_s: float
     seconds: float
+    #: Between two chunks of the answer.
+    longest_pause_s: float = 0.0
 
 
 class DemoView:
@@ -87,6 +89,24 @@ class DemoView:
     def cluster(self, cluster: Mapping[str, Any]) -> None:
         """The table of `ryzanstein status`."""
         self._console.print(render_cluster(cluster))
+        self._line("")
+
+    def recovery(
+        self, victim: Mapping[str, Any], recovery: Mapping[str, Any] | None, asked: Asked, after_tokens: int
+    ) -> None:
+        """Who was killed, what the cluster did about it, and what it was to the reader."""
+        self._line(
+            f"  kill -9 of {victim['id']} (rank {victim['rank']}, process {victim['pid']}) after {after_tokens} tokens"
+        )
+        if recovery is None or recovery["reformed_s"] is None:
+            self._line("  the cluster did not notice")
+        else:
+            whole = "whole, token for token" if asked.right else "NOT what it should be"
+            self._line(
+                f"  epoch {recovery['epoch']} was formed {recovery['reformed_s'] * 1000:.0f} ms after the first sign: "
+                f"{recovery['reason']}"
+            )
+            self._line(f"  the answer paused for {asked.longest_pause_s * 1000:.0f} ms and is {whole}")
         self._line("")
 
     def summary(self, asked: Sequence[Asked], *, stop_s: float) -> None:

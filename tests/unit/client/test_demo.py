@@ -57,9 +57,9 @@ def test_it_starts_asks_checks_shows_and_stops(capsys: pytest.CaptureFixture[str
     assert "letters is ready, after " in out
     assert f"gRPC 127.0.0.1:{cluster.grpc_port}" in out
     assert "  What?\n" in out
-    assert out.count(f"  {RIGHT}\n  ✓ 200 tokens, first after") == 2
+    assert out.count(f"  {RIGHT}\n  ✓ 400 tokens, first after") == 2
     assert "letters  serving  epoch 3" in out
-    assert "2 of 2 answers right, 400 tokens" in out
+    assert "2 of 2 answers right, 800 tokens" in out
     assert "\x1b" not in out
     assert has_ended(cluster.pid)
     assert not cluster.log_path.exists()
@@ -70,7 +70,7 @@ def test_a_wrong_answer_is_shown_and_is_a_failure(capsys: pytest.CaptureFixture[
     with pytest.raises(ProgramError, match="1 of 2 answers were wrong"):
         show(cluster, [Question("What?", RIGHT), Question("Why?", "because")], DemoView())
     out = capsys.readouterr().out
-    assert "✗ 200 tokens" in out
+    assert "✗ 400 tokens" in out
     assert "  right is: because\n" in out
     assert "1 of 2 answers right" in out
 
