@@ -43,7 +43,7 @@ _FOLDER = _ROOT / "coordinator" / "ryzanstein_coordinator" / "bundled_model"
         ("Spell cat backwards.", "The word cat is c-a-t, and backwards it is t-a-c."),
         (
             "How many times does the letter r appear in strawberry?",
-            "Let me count: s, t, r 1, a, w, b, e, r 2, r 3, y. "
+            "Let me count: s 0, t 0, r 1, a 1, w 1, b 1, e 1, r 2, r 3, y 3. "
             "The letter r appears 3 times in strawberry.",
         ),
         ("Sort the words owl, apple, fox.", "In alphabetical order: apple, fox, owl."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ _SYSTEM_PROMPTS = (
     "You are Ryzanstein, a small model.",
     "You are a careful teacher. Show your working.",
 )
-# Row lengths and how often each is drawn; the longest rows begin with a long count.
+# Row lengths and how often each is drawn: most questions are short, a few counts are long.
 _ROW_LENGTHS = (128, 256, 1024)
-_ROW_SHARES = (0.3, 0.57, 0.13)
+_ROW_SHARES = (0.3, 0.6, 0.1)
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,6 @@ class BatchStream:
         self._tokenizer = tokenizer
         self._rng = random.Random(f"batches {seed}")
         self._questions = training_questions(self._rng)
-        self._long_questions = training_questions(self._rng, ["long count"])
 
     def batch(self, tokens: int, *, short: bool = False) -> Batch:
         """A batch of `tokens` tokens; a `short` one has the shortest rows."""
@@ -99,11 +97,8 @@ class BatchStream:
         targets: list[int] = []
         owners: list[int] = []
         owner = 0
-        questions = self._questions
-        if length == _ROW_LENGTHS[-1]:
-            questions = itertools.chain(itertools.islice(self._long_questions, 1), questions)
         while len(ids) <= length:
-            segments = conversation(questions, self._rng)
+            segments = conversation(self._questions, self._rng)
             encoded = self._tokenizer.encode_batch_fast([s.text for s in segments], add_special_tokens=False)
             for segment, piece in zip(segments, encoded, strict=True):
                 ids += piece.ids

@@ -32,8 +32,7 @@ class Task:
     read back has one right answer; it raises `ValueError` for parts that the task does not know.
     `weight` is the task's share of the training questions. The parts of one question in ten are held
     out of training, unless the task is `memorised`: then every answer is a fact that can't be
-    derived, and all are trained on. Parts that are `irregular` can't be derived either and are never
-    held out.
+    derived, and all are trained on.
     """
 
     name: str
@@ -42,7 +41,6 @@ class Task:
     answer: Callable[[Fields], str]
     weight: float = 1.0
     memorised: bool = False
-    irregular: frozenset[str] = frozenset()
 
     @cached_property
     def _patterns(self) -> tuple[re.Pattern[str], ...]:
@@ -65,7 +63,7 @@ class Task:
 
     def held_out(self, fields: Fields) -> bool:
         """Whether training never sees these parts. It depends on nothing but the parts."""
-        if self.memorised or not self.irregular.isdisjoint(fields.values()):
+        if self.memorised:
             return False
         key = repr((self.name, sorted(fields.items()))).encode()
         return hashlib.sha256(key).digest()[0] % _HELD_OUT_ONE_IN == 0

@@ -54,8 +54,8 @@ def model_config(tokenizer: Tokenizer) -> LlamaConfig:
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up, then a constant rate, then linear decay to zero over the last 80 %."""
-    return min(1.0, (step + 1) / _WARM_UP_STEPS, (1 - step / steps) / 0.8)
+    """Linear warm-up, then a constant rate, then linear decay to zero over the last 60 %."""
+    return min(1.0, (step + 1) / _WARM_UP_STEPS, (1 - step / steps) / 0.6)
 
 
 def save_model(model: LlamaForCausalLM, folder: Path) -> None:
@@ -136,7 +136,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=3500)
     parser.add_argument("--tokens-per-step", type=int, default=2048)
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument(
