@@ -192,7 +192,14 @@ class ControlPlane:
             self._groups.break_up(draft, group.group_id, fault)
         elif group.recovering and group.recovery is not None:
             blamed = self.recovery.blame(group.recovery, cause, worker, reason)
-            draft.set_group(group.group_id, recovery=blamed)
+            if blamed is not group.recovery:
+                # The survivors' report had counted as one that may repeat; a death does not, and nothing is waited for.
+                draft.set_group(
+                    group.group_id,
+                    recovery=blamed,
+                    failures=max(0, group.failures - 1),
+                    not_before_s=min(group.not_before_s, draft.now_s),
+                )
 
     def _beat(self, draft: Draft, event: events.Beat) -> None:
         self._workers.beat(draft, event)

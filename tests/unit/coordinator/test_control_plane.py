@@ -440,3 +440,17 @@ def test_a_leader_whose_stream_cannot_be_opened_is_replaced() -> None:
     assert recovery_of(cluster).cause is Cause.STREAM
     assert cluster.run_until(lambda: cluster.all_serve, 3.0)
     assert leader not in cluster.members()
+
+
+def test_death_after_death_is_never_waited_for_though_the_survivors_report_comes_first() -> None:
+    """Each time the peers' failed collective is heard of before the process is known to be gone."""
+    cluster = serving(tensor_parallel_size=2, spares=1)
+    for _ in range(6):
+        victim = cluster.members()[0]
+        epoch = cluster.ready["g0"]
+        cluster.kill(victim, seen_after_s=0.1)
+        killed_at_s = cluster.now_s
+        assert cluster.run_until(lambda epoch=epoch: cluster.ready["g0"] > epoch, 5.0)
+        assert cluster.now_s - killed_at_s < 1.0
+        cluster.start(victim)
+        cluster.run_for(2.0)  # the replacement holds its shards; far less than it takes to count as stable
