@@ -69,6 +69,7 @@ class StepLoop:
         failpoint(f"step.{batch.kind}")
         if batch.slices:
             logits = self.runner.run(batch)
+            self.handler.settle()
             failpoint("step.computed")
             return batch, logits
         self.handler.barrier()

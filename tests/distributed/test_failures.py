@@ -68,6 +68,34 @@ def test_a_rank_killed_in_a_collective_is_named_at_once(ranks: Ranks, backend: B
         assert (error.rank, error.peer, error.operation, error.sequence) == (rank, 2, "all_reduce", 1)
 
 
+def fail_with_a_bad_part(rank: Rank, culprit: int, operation: str) -> CommunicationError:
+    """The second sum holds NaN of one rank, far from its beginning."""
+    parts = torch.ones(rank.handler.world_size, 100_000)
+    rank.handler.all_reduce(parts)
+    if rank.handler.rank == culprit:
+        parts[-1, 70_000] = float("nan")
+    with pytest.raises(CommunicationError) as caught:
+        getattr(rank.handler, operation)(parts)
+    if rank.handler.rank == culprit:
+        rank.group.close()  # as its engine does, with its reason
+    return caught.value
+
+
+@pytest.mark.parametrize("operation", ["all_reduce", "reduce_scatter"])
+@pytest.mark.parametrize("culprit", [0, 1, 2])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_nan_in_a_sum_is_traced_to_its_rank_and_nobody_gets_the_sum(
+    ranks: Ranks, backend: Backend, culprit: int, operation: str
+) -> None:
+    ranks.form(backend, timeout_s=20)
+    ranks.start(fail_with_a_bad_part, culprit, operation)
+    errors = ranks.results()
+    assert [(error.peer, error.operation, error.sequence) for error in errors] == [
+        (culprit, operation, 2)
+    ] * 3
+    assert f"what rank {culprit} gave to the sum holds NaN or infinity" in errors[culprit].reason
+
+
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_a_rank_killed_while_all_are_idle_is_named_by_the_next_operation(
     ranks: Ranks, backend: Backend

@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Concatenate, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from ryzanstein.failpoints import failpoint
+
+from ..memory_errors import is_out_of_memory
 from .errors import CommunicationError
+from .finite import holds_non_finite, spoil
 from .handler import CommunicationHandler, LastOperation
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: What can be summed. Half precisions are accumulated in float32 and rounded once.
 SUMMABLE_DTYPES = frozenset(
     {torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int32, torch.int64}
 )
+
+
+def non_finite_reason(rank: int) -> str:
+    """What is said of a rank whose part of a sum is of no use."""
+    return f"what rank {rank} gave to the sum holds NaN or infinity"
+
+
+def _operation(
+    method: Callable[Concatenate[BackendHandler, P], T],
+) -> Callable[Concatenate[BackendHandler, P], T]:
+    """An operation that fails on this rank, for a reason of this rank's own, is a failure of the group with this
+    rank to blame. Memory that ran out and a lost device are told as what they are."""
+
+    @functools.wraps(method)
+    def run(self: BackendHandler, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except RuntimeError as error:
+            if isinstance(error, torch.AcceleratorError) or is_out_of_memory(error):
+                raise
+            self._fail(f"it failed on rank {self.rank}: {error}", self.rank)
+
+    return run
 
 
 class BackendHandler(CommunicationHandler):
@@ -38,8 +70,9 @@ class BackendHandler(CommunicationHandler):
     def last(self) -> LastOperation:
         return self._last
 
+    @_operation
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        self._begin("all_reduce")
+        self._begin("all_reduce", tensor)
         self._check_summable(tensor)
         if tensor.is_contiguous():
             self._all_reduce(tensor)
@@ -49,14 +82,16 @@ class BackendHandler(CommunicationHandler):
             tensor.detach().copy_(dense)
         return tensor
 
+    @_operation
     def all_gather(self, tensor: Tensor) -> Tensor:
-        self._begin("all_gather")
+        self._begin("all_gather", tensor)
         out = torch.empty((self.world_size, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
         self._all_gather(out, tensor.detach().contiguous())
         return out
 
+    @_operation
     def reduce_scatter(self, tensor: Tensor) -> Tensor:
-        self._begin("reduce_scatter")
+        self._begin("reduce_scatter", tensor)
         self._check_summable(tensor)
         if tensor.dim() == 0 or tensor.shape[0] != self.world_size:
             raise ValueError(
@@ -67,8 +102,9 @@ class BackendHandler(CommunicationHandler):
         self._reduce_scatter(out, tensor.detach().contiguous())
         return out
 
+    @_operation
     def broadcast(self, tensor: Tensor, source: int) -> Tensor:
-        self._begin("broadcast")
+        self._begin("broadcast", tensor)
         self._check_rank(source)
         if tensor.is_contiguous():
             self._broadcast(tensor, source)
@@ -79,13 +115,15 @@ class BackendHandler(CommunicationHandler):
                 tensor.detach().copy_(dense)
         return tensor
 
+    @_operation
     def send(self, tensor: Tensor, to: int) -> None:
-        self._begin("send")
+        self._begin("send", tensor)
         self._check_peer(to)
         self._send(tensor.detach().contiguous(), to)
 
+    @_operation
     def receive(self, tensor: Tensor, source: int) -> Tensor:
-        self._begin("receive")
+        self._begin("receive", tensor)
         self._check_peer(source)
         if tensor.is_contiguous():
             self._receive(tensor, source)
@@ -95,9 +133,13 @@ class BackendHandler(CommunicationHandler):
             tensor.detach().copy_(dense)
         return tensor
 
+    @_operation
     def barrier(self) -> None:
         self._begin("barrier")
         self._barrier()
+
+    def settle(self) -> None:
+        pass
 
     def check(self) -> None:
         if self._broken is not None:
@@ -140,10 +182,17 @@ class BackendHandler(CommunicationHandler):
     @abstractmethod
     def _close(self) -> None: ...
 
-    def _begin(self, operation: str) -> None:
+    def _begin(self, operation: str, tensor: Tensor | None = None) -> None:
         self._last = LastOperation(operation, self._last.sequence + 1)
         if self._broken is not None:
             raise self._error()
+        if failpoint(f"collective.{operation}") and tensor is not None:
+            spoil(tensor)
+
+    def _check_finite(self, tensor: Tensor) -> None:
+        """On a CPU, before this rank's part of a sum leaves it. Nobody must go on with what would come of it."""
+        if holds_non_finite(tensor):
+            self._fail(non_finite_reason(self.rank), self.rank)
 
     def _fail(self, reason: str, peer: int | None = None) -> NoReturn:
         """Breaks the handler and raises. An abort that came first is the reason that counts."""

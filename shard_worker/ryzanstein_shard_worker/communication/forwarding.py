@@ -41,6 +41,9 @@ class ForwardingHandler(CommunicationHandler):
     def barrier(self) -> None:
         self._target.barrier()
 
+    def settle(self) -> None:
+        self._target.settle()
+
     def check(self) -> None:
         self._target.check()
 

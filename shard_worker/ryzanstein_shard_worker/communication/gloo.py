@@ -39,6 +39,7 @@ class GlooHandler(BackendHandler):
     def _all_reduce(self, tensor: Tensor) -> None:
         host = tensor.detach().cpu()
         flat = host.view(-1)
+        self._check_finite(flat)
         if self.world_size > 2 and flat.numel() * flat.element_size() >= _SPREAD_SUM_BYTES:
             self._spread_sum(flat)
         else:
@@ -72,6 +73,7 @@ class GlooHandler(BackendHandler):
 
     def _reduce_scatter(self, out: Tensor, tensor: Tensor) -> None:
         parts = tensor.cpu()
+        self._check_finite(parts)
         rows = torch.empty_like(parts)
         rows[self.rank].copy_(parts[self.rank])
         self._exchange({p: parts[p] for p in self._peers}, {p: rows[p] for p in self._peers})

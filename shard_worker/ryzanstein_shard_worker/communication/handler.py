@@ -24,6 +24,9 @@ class CommunicationHandler(ABC):
     Sums are taken in the order of the ranks, half precisions in float32 with one rounding at the end: every
     rank gets the same bits, and an element's sum does not depend on what else is in the tensor.
 
+    What a rank gives to a sum has to be finite. A part that holds NaN or infinity breaks the group, and the error of
+    every rank names the one that it came from, before any rank goes on with the sum.
+
     Every operation ends within the group's timeout, and fails with `CommunicationError`. After the first
     failure the group is broken: every later operation fails at once with the same reason. ValueError tells of
     a call that can't be right (a dtype that can't be summed, a rank that does not exist).
@@ -70,6 +73,11 @@ class CommunicationHandler(ABC):
     @abstractmethod
     def barrier(self) -> None:
         """Returns when every rank has called it."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """The step's operations are launched: whether all that was summed was finite has to be known by the next
+        `check`. Every rank calls it once per step; it waits for nothing. Only a GPU's handler has something to do."""
 
     @abstractmethod
     def check(self) -> None:

@@ -25,7 +25,8 @@ from torch._C._distributed_c10d import (
 )
 
 from .attempt import attempt_in_thread
-from .backend import BackendHandler
+from .backend import BackendHandler, non_finite_reason
+from .finite import DeviceFlags, first_non_finite
 from .launch_watch import DeviceEvent, LaunchWatch
 from .rendezvous import CoordinatorStore
 from .sums import ordered_sum
@@ -70,12 +71,34 @@ class NcclHandler(BackendHandler):
         self._process_group = process_group
         self._reproducible = reproducible
         self._store = store
+        self._flags = DeviceFlags()
+        #: [world_size, sums] on the device, of the last step: the largest magnitude of every rank's parts.
+        self._magnitudes: Tensor | None = None
         self._watch = LaunchWatch(_record_event, timeout_s=timeout_s)
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch_launches, name="nccl-watch", daemon=True)
         self._watcher.start()
 
+    def settle(self) -> None:
+        """One small all-gather per step tells every rank of all ranks' parts: the rank that waits for the device, and
+        can look, may be another one than that whose part was bad."""
+        own = self._flags.take()
+        if own is None:
+            return
+        magnitudes = torch.empty((self.world_size, *own.shape), device=own.device)
+        self._all_gather(magnitudes, own)
+        self._magnitudes = magnitudes
+
+    def check(self) -> None:
+        super().check()
+        magnitudes, self._magnitudes = self._magnitudes, None
+        if magnitudes is not None:  # the caller has waited for the device
+            rank = first_non_finite(magnitudes)
+            if rank is not None:
+                self._fail(non_finite_reason(rank), rank)
+
     def _all_reduce(self, tensor: Tensor) -> None:
+        self._flags.note(tensor)
         if self._reproducible:
             rows = torch.empty((self.world_size, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
             self._all_gather(rows, tensor.detach())
@@ -91,6 +114,7 @@ class NcclHandler(BackendHandler):
         self._launch(lambda: self._process_group._allgather_base(out.view(-1), tensor.view(-1), options))
 
     def _reduce_scatter(self, out: Tensor, tensor: Tensor) -> None:
+        self._flags.note(tensor)
         if self._reproducible:
             # [world, world, *S]: every rank's parts. More traffic than needed; no step does this.
             rows = torch.empty((self.world_size, *tensor.shape), dtype=tensor.dtype, device=tensor.device)

@@ -8,7 +8,7 @@ from typing import NoReturn
 from torch import Tensor
 
 from ..native.shared_memory import DTYPES, Ruling, SharedSegment, Verdict
-from .backend import BackendHandler
+from .backend import BackendHandler, non_finite_reason
 from .errors import CommunicationError
 from .step_channel import StepChannel
 
@@ -67,6 +67,8 @@ def describe(ruling: Ruling, rank: int, timeout_s: float) -> tuple[str, int | No
             return f"no answer from rank {peer} within {timeout_s:g} s{seen}", peer
         case Verdict.DIVERGED:
             return f"rank {peer} is in another operation, or has a tensor of another size{seen}", peer
+        case Verdict.NON_FINITE:
+            return non_finite_reason(peer), peer
         case Verdict.ABORTED:
             # It left for a reason of its own, or was told to: no sign of who is at fault.
             return f"rank {ruling.reporter} left the group", None

@@ -41,12 +41,22 @@ static int meet(struct rz_group *group, uint64_t doing)
     return 0;
 }
 
+/* Copies this rank's part of a sum into its slot. 0, or -1: it holds NaN or infinity; the group is broken before
+ * anybody can take the sum, and everybody knows by whom. */
+static int contribute(struct rz_group *group, char *slot, const char *own, size_t count, enum rz_sum_dtype dtype)
+{
+    if (!rz_copy_finite(slot, own, count, dtype))
+        return 0;
+    rz_break(group, RZ_NON_FINITE, group->rank);
+    return -1;
+}
+
 static uint64_t describe(enum operation operation, unsigned detail, uint64_t bytes)
 {
     return (uint64_t)operation << 56 | (uint64_t)(detail & 0xff) << 48 | (bytes & 0xffffffffffff);
 }
 
-/* data [count] += the others', in place. 0, or -1: the group is broken. */
+/* data [count] += the others', in place. 0, or -1: the group is broken, data is of no use. */
 RZ_EXPORT int rz_all_reduce(struct rz_group *group, char *data, uint64_t count, int32_t dtype)
 {
     size_t width = rz_sum_width(dtype), at_once = group->slot_bytes / width;
@@ -56,8 +66,7 @@ RZ_EXPORT int rz_all_reduce(struct rz_group *group, char *data, uint64_t count, 
     for (uint64_t at = 0; at < count; at += at_once) {
         size_t n = smaller(count - at, at_once);
         char *own = data + at * width;
-        memcpy(slot_of(group, rank), own, n * width);
-        if (meet(group, doing))
+        if (contribute(group, slot_of(group, rank), own, n, dtype) || meet(group, doing))
             return -1;
         if (world < SPREAD_MIN_WORLD || n * width < SPREAD_MIN_BYTES) {
             for (uint32_t r = 0; r < world; r++)
@@ -111,7 +120,8 @@ RZ_EXPORT int rz_reduce_scatter(struct rz_group *group, char *out, const char *i
         size_t n = smaller(count - at, at_once);
         char *own = slot_of(group, group->rank);
         for (uint32_t r = 0; r < group->world; r++)
-            memcpy(own + r * n * width, in + (r * count + at) * width, n * width);
+            if (contribute(group, own + r * n * width, in + (r * count + at) * width, n, dtype))
+                return -1;
         if (meet(group, doing))
             return -1;
         for (uint32_t r = 0; r < group->world; r++)

@@ -22,7 +22,14 @@ enum {
 enum rz_sum_dtype { RZ_SUM_F32 = 0, RZ_SUM_F64, RZ_SUM_BF16, RZ_SUM_F16, RZ_SUM_I32, RZ_SUM_I64 };
 
 /* Why a group is broken. Mirrored by Verdict in shared_memory.py. */
-enum rz_verdict { RZ_FINE = 0, RZ_ABORTED = 1, RZ_PEER_DEAD = 2, RZ_PEER_LATE = 3, RZ_DIVERGED = 4 };
+enum rz_verdict {
+    RZ_FINE = 0,
+    RZ_ABORTED = 1,
+    RZ_PEER_DEAD = 2,
+    RZ_PEER_LATE = 3,
+    RZ_DIVERGED = 4,
+    RZ_NON_FINITE = 5, /* what the peer gave to a sum holds NaN or infinity */
+};
 
 /* A number that only grows (and wraps) and that others wait for. */
 struct rz_counter {
@@ -68,6 +75,9 @@ struct rz_group {
 /* out[i] = ((rows[0][i] + rows[1][i]) + rows[2][i]) + ..., half precisions in float32 with one rounding at the end.
  * `out` may be one of the rows. */
 void rz_rank_sum(void *out, const char *const *rows, uint32_t world, size_t count, enum rz_sum_dtype dtype);
+
+/* Copies count elements, unless `to` is NULL. Whether NaN or infinity is among them. */
+int rz_copy_finite(void *to, const void *from, size_t count, enum rz_sum_dtype dtype);
 
 size_t rz_sum_width(enum rz_sum_dtype dtype);
 

@@ -35,6 +35,7 @@ class Verdict(IntEnum):
     PEER_DEAD = 2
     PEER_LATE = 3
     DIVERGED = 4
+    NON_FINITE = 5
 
 
 @dataclass(frozen=True, slots=True)

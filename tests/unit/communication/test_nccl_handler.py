@@ -85,6 +85,27 @@ def test_operations_come_out_right(world: int, reproducible: bool) -> None:
     run_ranks(world, check_operations, reproducible=reproducible)
 
 
+@pytest.mark.parametrize("reproducible", [True, False])
+def test_nan_in_a_sum_is_found_by_the_check_after_the_step_and_traced_to_its_rank(reproducible: bool) -> None:
+    def check(handler: NcclHandler) -> None:
+        for step in range(2):
+            tensor = torch.ones(5)
+            handler.all_reduce(tensor)
+            if handler.rank == 1 and step == 1:
+                tensor[3] = float("nan")
+            handler.all_reduce(tensor)
+            handler.all_reduce(tensor)  # of which every rank's part is bad
+            handler.settle()
+            if step == 0:
+                handler.check()
+        with pytest.raises(CommunicationError, match="what rank 1 gave to the sum holds NaN") as caught:
+            handler.check()
+        assert caught.value.peer == 1
+
+    with pytest.raises(AssertionError, match="NaN"):  # of the barrier at the end
+        run_ranks(3, check, reproducible=reproducible)
+
+
 def test_an_aborted_group_fails_every_later_operation_and_the_check() -> None:
     def check(handler: NcclHandler) -> None:
         handler.barrier()
