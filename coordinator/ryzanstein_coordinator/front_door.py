@@ -130,13 +130,16 @@ class FrontDoor:
             self._metrics.request_ended("cancelled", self._clock() - begun)
             raise
 
-    async def attach(self, request_id: str, received: Sequence[int], *, owner: str = "") -> Subscription:
+    async def attach(
+        self, request_id: str, received: Sequence[int], *, owner: str = "", from_index: int | None = None
+    ) -> Subscription:
         """Goes on behind the tokens that the caller has.
 
-        Theirs count where they are more than are recorded. A request that is being admitted is waited for; one
-        that ended only because nobody listened or no group served is taken up again. Raises NOT_FOUND,
-        FAILED_PRECONDITION if the tokens are not those of the request, RESOURCE_EXHAUSTED or UNAVAILABLE if it
-        can't be taken up now.
+        Theirs count where they are more than are recorded. A caller who knows only how many they are gives
+        `from_index` in their place: what is not recorded of them is generated again and not delivered. A
+        request that is being admitted is waited for; one that ended only because nobody listened or no group
+        served is taken up again. Raises NOT_FOUND, FAILED_PRECONDITION if the tokens are not those of the
+        request, RESOURCE_EXHAUSTED or UNAVAILABLE if it can't be taken up now.
         """
         while isinstance(record := self._store.find((owner, request_id)), Reservation):
             await record.settled.wait()
@@ -148,13 +151,14 @@ class FrontDoor:
                 self._router.extend(record, extra)
         elif ending.revivable:
             self._revive(record, extra)
-        refused = record.ending is not None and record.ending.error is not None
-        if len(record.output) < len(received) and not refused:
+        index = len(received) if from_index is None else from_index
+        ended_well = record.ending is not None and record.ending.error is None
+        if len(record.output) < index and ended_well:
             raise failed_precondition(
-                f"{len(received)} tokens of request {shown(request_id)} can't have been received: it ended "
-                f"with {len(record.output)}"
+                f"{index} tokens of request {shown(request_id)} can't have been received: it ended with "
+                f"{len(record.output)}"
             )
-        return Subscription(record, len(received))
+        return Subscription(record, index)
 
     def cancel(self, request_id: str, *, owner: str = "") -> bool:
         """Ends a request; False if it had ended already. Raises NOT_FOUND."""

@@ -111,6 +111,10 @@ class RecordedOutput:
             self._pieces[-1] += self._detokenizer.flush()
         self.deliverable = len(self.token_ids)
 
+    def pieces(self, start: int, end: int) -> Sequence[str]:
+        """The texts that came with the tokens [start, end)."""
+        return self._pieces[start:end]
+
     def span(self, start: int, limit: int) -> TokenSpan:
         """At most `limit` of the deliverable tokens from `start` on."""
         end = min(self.deliverable, start + limit)

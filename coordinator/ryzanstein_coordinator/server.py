@@ -38,6 +38,7 @@ from .http_operations import operations_routes
 from .http_server import HttpServer, ListenError, address, bind
 from .intake import Intake
 from .metrics import Metrics
+from .openai import Edge, install_errors, openai_routes
 from .operations_service import OperationsServicer
 from .orchestrator import MultiGPUOrchestrator
 from .prompts import ModelFacts
@@ -89,7 +90,7 @@ async def run_coordinator(config: OrchestratorConfig) -> None:
     model = read_served_model(config)
     with own(config.state_dir):
         async with _serving(config, model) as parts:
-            ready_line = asyncio.create_task(_tell_when_ready(config, parts))
+            ready_line = asyncio.create_task(_tell_when_ready(parts))
             try:
                 await stop.wait()
                 await _drain(parts, config.drain_timeout_s, stop_now)
@@ -143,9 +144,12 @@ async def _serving(config: OrchestratorConfig, model: ServedModel) -> AsyncItera
             "choose another --grpc-port"
         ) from None
     listener = bind(config.host, config.http_port, flag="--http-port")
-    app = FastAPI(title="Ryzanstein", version=__version__)
+    # FastAPI's own pages load their scripts from elsewhere; /openapi.json stays.
+    app = FastAPI(title="Ryzanstein", version=__version__, docs_url=None, redoc_url=None)
+    install_errors(app)
     app.include_router(operations_routes(orchestrator, metrics))
-    http_server = HttpServer(app, listener)
+    app.include_router(openai_routes(front_door, intake))
+    http_server = HttpServer(Edge(app), listener)
     async with asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as closing:
         # Whatever fails on the way, each of these ends; the last one first.
         closing.push_async_callback(request_log.close)
@@ -194,13 +198,13 @@ def _grpc_server(
     return server
 
 
-async def _tell_when_ready(config: OrchestratorConfig, parts: _Parts) -> None:
+async def _tell_when_ready(parts: _Parts) -> None:
     """The one line, as soon as a request would be generated: to the parent, or else on standard output."""
     async for snapshot in parts.orchestrator.watch():
         if snapshot is not None and parts.orchestrator.readiness()[0]:
             line = (
                 f"ready {parts.addresses} model={snapshot.model.name} "
-                f"tensor_parallel={config.tensor_parallel_size} epoch={snapshot.epoch}"
+                f"tensor_parallel={snapshot.groups[0].tensor_parallel_size} epoch={snapshot.epoch}"
             )
             if not announce(line):
                 sys.stdout.write(line + "\n")

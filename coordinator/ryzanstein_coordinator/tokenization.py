@@ -68,6 +68,15 @@ class ModelTokenizer:
         """The text of all these tokens at once; ids that the tokenizer does not know stand for nothing."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
 
+    def piece(self, token_id: int) -> str | bytes:
+        """What one token stands for, special ones too; bytes, if it begins or ends within a character."""
+        piece = None if self._pieces is None else self._pieces[token_id]
+        return self.decode([token_id]) if piece is None else piece
+
+    def token(self, token_id: int) -> str:
+        """Its name in the vocabulary; empty if there is no such id."""
+        return self._tokenizer.id_to_token(token_id) or ""
+
     def chat_text(
         self,
         messages: Sequence[Mapping[str, Any]],
