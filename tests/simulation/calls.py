@@ -95,9 +95,7 @@ class WorkerCalls:
             if told is not None:
                 self._world.timeline.after(0.0001, lambda told=told: self._coordinator.take(told))  # type: ignore[misc]
 
-    def _call(
-        self, incarnation: str, ask: Ask, done: Callable[[Reply], None], timeout_s: float
-    ) -> None:
+    def _call(self, incarnation: str, ask: Ask, done: Callable[[Reply], None], timeout_s: float) -> None:
         coordinator, world = self._coordinator, self._world
         worker = coordinator.processes.get(incarnation)
         channel = None if worker is None else coordinator.channels.get(worker)

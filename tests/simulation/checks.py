@@ -37,10 +37,6 @@ class Checks:
         self._ready: dict[str, int] = {}
         #: Incarnation → when it was faulty: begin, end.
         self._faulty: dict[str, list[tuple[float, float]]] = {}
-        #: Since when no group could generate, and how long it takes to find out; None: one could.
-        self._down_since_s: float | None = None
-        self._down_bound_s = 0.0
-        self._up_since_s: float | None = None
         self.violations: list[str] = []
 
     def fail(self, reason: str) -> None:
@@ -134,18 +130,20 @@ class Checks:
         incarnation = f"{recovery.culprit.worker_id}-{number}"
         since_s = recovery.seen_at_s - _LINGERS_S
         if not any(end_s >= since_s for _, end_s in self._faulty.get(incarnation, ())):
-            self.fail(f"{group_id} blames {incarnation}, which is healthy: {recovery.cause} {recovery.reason}")
+            self.fail(
+                f"{group_id} blames {incarnation}, which is healthy: {recovery.cause} {recovery.reason}"
+            )
 
     def fault_begins(self, worker: Worker) -> None:
         """From now on the worker may be blamed."""
-        self._faulty.setdefault(worker.incarnation, []).append((self._world.now_s, math.inf))
-        self.look()
+        spans = self._faulty.setdefault(worker.incarnation, [])
+        if not spans or spans[-1][1] != math.inf:
+            spans.append((self._world.now_s, math.inf))
 
     def fault_ends(self, worker: Worker) -> None:
         spans = self._faulty.get(worker.incarnation)
-        if spans:
+        if spans and not (worker.stuck or worker.stopped or worker.cut or not worker.alive):
             spans[-1] = (spans[-1][0], self._world.now_s)
-        self.look()
 
     # --- ranks
 
@@ -166,37 +164,30 @@ class Checks:
 
     # --- health
 
-    def look(self) -> None:
-        """Whether some group could generate now."""
-        world, coordinator = self._world, self._world.coordinator
-        if coordinator is None or not coordinator.runs:
-            self._down_since_s = self._up_since_s = None
-            return
-        bound_s = world.config.lease_ttl_s + _SLACK_S
+    def down_s(self, coordinator: Coordinator) -> tuple[float, float]:
+        """For how long no group could generate, as far as the coordinator can find out by now, and how long it may
+        take to find out."""
+        world, now_s = self._world, self._world.now_s
+        since_s, bound_s = -math.inf, world.config.lease_ttl_s + _SLACK_S
         for run in world.runs:
-            if run.broken or coordinator.cut or any(member.cut for member in run.members):
-                continue
-            if run.whole:
-                self._down_since_s = None
-                if self._up_since_s is None:
-                    self._up_since_s = world.now_s
-                return
-            if any(member.stuck for member in run.members):
-                bound_s = max(bound_s, world.config.progress_deadline_s + _SLACK_S)
-        self._up_since_s = None
-        if self._down_since_s is None:
-            self._down_since_s = world.now_s
-        self._down_bound_s = max(bound_s, self._down_bound_s if self._down_since_s < world.now_s else 0.0)
+            down_since_s = run.broken_since_s
+            for member in run.members:
+                if not member.computes or member.cut:
+                    down_since_s = min(down_since_s, self._faulty[member.incarnation][-1][0])
+                    if member.stuck:
+                        bound_s = max(bound_s, world.config.progress_deadline_s + _SLACK_S)
+            since_s = max(since_s, down_since_s)
+        # What it could not see does not count.
+        since_s = max(since_s, coordinator.awake_since_s)
+        return now_s - since_s, bound_s
 
     def readiness(self, coordinator: Coordinator) -> None:
         """Ready only while a group could generate, or until it is found out that none can."""
-        self.look()
-        if self._down_since_s is None:
-            return
-        ready, reason = coordinator.readiness()
-        down_s = self._world.now_s - self._down_since_s
-        if ready and down_s > self._down_bound_s:
-            self.fail(f"ready for {down_s:.2f} s although no group could generate: {reason}")
+        down_s, bound_s = self.down_s(coordinator)
+        if down_s > bound_s:
+            ready, reason = coordinator.readiness()
+            if ready:
+                self.fail(f"ready for {down_s:.2f} s although no group could generate: {reason}")
 
     # --- the end
 

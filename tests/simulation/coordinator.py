@@ -72,6 +72,8 @@ class Coordinator(Endpoint):
         self._stream_number = 0
         self._inbox: deque[Event] = deque()
         self._applying = False
+        #: It saw nothing before.
+        self.awake_since_s = world.now_s
         self.ticks = Ticks(self)
 
     def begin(self) -> None:
@@ -96,7 +98,7 @@ class Coordinator(Endpoint):
 
     def resume(self) -> None:
         """What waited in its sockets is read after the timers that are over, as asyncio does."""
-        self.stopped = False
+        self.stopped, self.awake_since_s = False, self.world.now_s
         self.ticks.resumed()
         self.release_waiting()
         self.loop.resume()
@@ -151,7 +153,9 @@ class Coordinator(Endpoint):
                 self.calls.drop(action)
 
     def _committed(self, epoch: int, durable: int | None) -> None:
-        done: Event = events.CommitFailed(epoch, "no space") if durable is None else events.EpochCommitted(durable)
+        done: Event = (
+            events.CommitFailed(epoch, "no space") if durable is None else events.EpochCommitted(durable)
+        )
         self.take(lambda: self.happened(done))
 
     def _announce_ready(self, action: actions.AnnounceReady) -> None:
@@ -160,9 +164,7 @@ class Coordinator(Endpoint):
             return
         self.world.checks.announced(self, action)
         stub: Any = Stub(self, worker)
-        resumed = self.router.group_ready(
-            action.group_id, action.epoch, stub, limits_message(action.limits)
-        )
+        resumed = self.router.group_ready(action.group_id, action.epoch, stub, limits_message(action.limits))
         if resumed:
             self.happened(events.RequestsResumed(action.group_id, action.epoch, resumed))
 

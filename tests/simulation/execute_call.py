@@ -51,7 +51,9 @@ class ExecuteCall:
         self._connection: Connection | None = None
         if worker is None or not worker.reachable(coordinator):
             world = coordinator.world
-            world.timeline.after(0.001, lambda: self._failed(grpc.StatusCode.UNAVAILABLE, "connection refused"))
+            world.timeline.after(
+                0.001, lambda: self._failed(grpc.StatusCode.UNAVAILABLE, "connection refused")
+            )
             return
         self._connection = coordinator.world.connect(
             coordinator,

@@ -159,7 +159,6 @@ class Faults:
             return
         coordinator.ticks.catch_up_all()
         coordinator.stop()
-        self._world.checks.look()
 
         def resume() -> None:
             if coordinator.alive and coordinator.stopped:

@@ -5,6 +5,7 @@ As `step_loop` and `epoch` of the shard worker do it; a rank that dies, hangs or
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,10 +60,19 @@ class GroupRun:
         self._step: _Step | None = None
         self._poked = False
         self.broken = False
+        #: Since when a rank is missing.
+        self.broken_since_s = math.inf
 
     @property
     def leader(self) -> Worker:
         return self.members[0]
+
+    @property
+    def busy(self) -> bool:
+        """It has something to do, or has not said yet that it is done."""
+        return not self.broken and (
+            self._step is not None or self._poked or bool(self._sampled) or self.schedulers[0].has_work
+        )
 
     @property
     def whole(self) -> bool:
@@ -102,7 +112,8 @@ class GroupRun:
             return
         world, rank = self._world, self.members.index(gone)
         self.inside.remove(gone)
-        self.broken = True
+        if not self.broken:
+            self.broken, self.broken_since_s = True, world.now_s
         if self.blocked_since_s is None:
             self.blocked_since_s = world.now_s
         pause_s = 0.0 if self._step is not None else KEEP_ALIVE_S * world.random()
@@ -171,7 +182,9 @@ class GroupRun:
         leaders: Batch | None = None
         for rank, scheduler in enumerate(self.schedulers):
             if rank and plan.state_hash != scheduler.state_hash():
-                checks.fail(f"rank {rank} of {self.group_id} differs at step {plan.step} of epoch {self.epoch}")
+                checks.fail(
+                    f"rank {rank} of {self.group_id} differs at step {plan.step} of epoch {self.epoch}"
+                )
             scheduler.apply(plan)
             batch = scheduler.schedule()
             if leaders is None:

@@ -130,7 +130,9 @@ class InferenceCall:
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - the interceptor would make INTERNAL of it: a defect of ours
-            self._world.checks.fail(f"{self._client.name}: the servicer raised {type(error).__name__}: {error}")
+            self._world.checks.fail(
+                f"{self._client.name}: the servicer raised {type(error).__name__}: {error}"
+            )
         self._done()
 
     def _more_room(self) -> None:

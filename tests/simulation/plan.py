@@ -97,8 +97,8 @@ def ask_of(rng: random.Random, number: int, at_s: float) -> Ask:
     )
 
 
-def plan_of(seed: int) -> Plan:
-    """The schedule of this seed."""
+def plan_of(seed: int, kinds: tuple[str, ...] = ()) -> Plan:
+    """The schedule of this seed; with `kinds`, only faults of these."""
     rng = random.Random(seed)
     shape = Shape(
         ranks=rng.choice((1, 2, 2, 2, 4)) if rng.random() < 0.9 else 4,
@@ -111,7 +111,8 @@ def plan_of(seed: int) -> Plan:
         grace_s=rng.choice((0.5, 15.0)),
     )
     asks = tuple(
-        ask_of(rng, number, FAULTS_WITHIN_S * rng.random() ** 2) for number in range(1 + int(rng.random() * 5))
+        ask_of(rng, number, FAULTS_WITHIN_S * rng.random() ** 2)
+        for number in range(1 + int(rng.random() * 5))
     )
     faults = tuple(
         Fault(
@@ -120,7 +121,7 @@ def plan_of(seed: int) -> Plan:
             target=int(rng.random() * 64),
             amount=rng.random(),
         )
-        for kind in rng.choices(_KINDS, _WEIGHTS, k=1 + int(rng.random() * 5))
+        for kind in rng.choices(kinds or _KINDS, None if kinds else _WEIGHTS, k=1 + int(rng.random() * 5))
     )
     return Plan(
         seed=seed,

@@ -57,9 +57,7 @@ class Rendezvous:
         if all(here):
             self._world.timeline.after(0.003, lambda: self._form(key, action))
         else:
-            self._world.timeline.after(
-                self._world.config.join_timeout_s, lambda: self._time_out(key, worker)
-            )
+            self._world.timeline.after(self._world.config.join_timeout_s, lambda: self._time_out(key, worker))
 
     def left(self, worker: Worker) -> None:
         """It does not wait any more."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .checks import ViolationError
@@ -46,24 +46,27 @@ def advance(world: World, until_s: float, done: Callable[[], bool] = lambda: Fal
 
 
 def settled(world: World) -> bool:
-    """Every client has ended and every group serves."""
+    """Every client has ended, every group serves, and nobody is hurt."""
     coordinator = world.coordinator
     return (
         not world.unfinished
         and coordinator is not None
         and coordinator.all_serve
-        and all(worker.alive and worker.registered for worker in world.workers.values())
+        and coordinator.runs
+        and all(worker.registered and worker.computes and not worker.cut for worker in world.workers.values())
         and coordinator.readiness()[0]
     )
 
 
 def finish(world: World) -> None:
     """Heals everything, waits for the end, and checks it."""
-    for _ in range(4):  # a drained process ends only when another has taken its place, and is started again then
+    for _ in range(
+        4
+    ):  # a drained process ends only when another has taken its place, and is started again then
         Faults(world).heal()
         advance(world, world.now_s + END_WITHIN_S / 4, lambda: settled(world))
         advance(world, world.now_s + 0.3)  # cancelled sequences leave
-        if world.checks.violations or settled(world):
+        if world.checks.violations or (settled(world) and not any(run.busy for run in world.runs)):
             break
     if not world.checks.violations:
         world.checks.at_the_end()
@@ -71,7 +74,7 @@ def finish(world: World) -> None:
 
 def run_plan(
     plan: Plan,
-    extra: Iterable[tuple[float, Callable[[World], None]]] = (),
+    extra: Sequence[tuple[float, Callable[[World], None]]] = (),
     *,
     traced: bool = False,
     every_tick: bool = False,
@@ -86,7 +89,7 @@ def run_plan(
     return outcome
 
 
-def _run(world: World, extra: Iterable[tuple[float, Callable[[World], None]]]) -> None:
+def _run(world: World, extra: Sequence[tuple[float, Callable[[World], None]]]) -> None:
     plan, faults, start_s = world.plan, Faults(world), world.now_s
     world.begin()
     for fault in plan.faults:
@@ -94,9 +97,12 @@ def _run(world: World, extra: Iterable[tuple[float, Callable[[World], None]]]) -
     for at_s, act in extra:
         world.timeline.after(at_s, lambda act=act: act(world))  # type: ignore[misc]
     last_s = max([FAULTS_WITHIN_S, *(fault.at_s for fault in plan.faults)])
-    quiet_s = start_s + max([0.0, *(fault.at_s for fault in plan.faults), *(ask.at_s for ask in plan.asks)]) + 0.1
+    quiet_s = (
+        start_s + max([0.0, *(fault.at_s for fault in plan.faults), *(ask.at_s for ask in plan.asks)]) + 0.1
+    )
     healed_s = start_s + max(HEALED_AFTER_S, last_s)
-    advance(world, healed_s, lambda: world.timeline.now_s > quiet_s and settled(world))
+    patient = not extra  # what a named schedule waits for may still come
+    advance(world, healed_s, lambda: patient and world.timeline.now_s > quiet_s and settled(world))
     if not world.checks.violations:
         finish(world)
 

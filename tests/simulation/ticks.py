@@ -40,7 +40,10 @@ class Ticks:
             due_s = now_s
         else:
             due_s = min(self._due(now_s), self._coordinator.state.last_tick_s + self._longest_s)
-        steps = math.floor((max(due_s, now_s) - self._origin_s) / self._grid_s + 1e-6) + 1
+        steps = max(
+            math.ceil((due_s - self._origin_s) / self._grid_s - 1e-6),
+            math.floor((now_s - self._origin_s) / self._grid_s + 1e-6) + 1,
+        )
         at_s = self._origin_s + steps * self._grid_s
         if now_s < self._next_s <= at_s:
             return
@@ -91,8 +94,9 @@ class Ticks:
             self._coordinator.happened(events.Tick())
 
     def _due(self, now_s: float) -> float:
-        """The next moment at which time may decide something; it may be early, never late."""
-        return min((at_s for at_s in self._moments() if at_s >= now_s), default=math.inf)
+        """The next moment at which time may decide something, or one just passed: it may be early, never late."""
+        past_s = now_s - 1.1 * self._grid_s
+        return min((at_s for at_s in self._moments() if at_s >= past_s), default=math.inf)
 
     def _moments(self) -> Iterator[float]:
         coordinator, config, world = self._coordinator, self._coordinator.config, self._world

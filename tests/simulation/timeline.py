@@ -44,7 +44,9 @@ class _Handle:
 
     __slots__ = ("_args", "_callback", "_loop")
 
-    def __init__(self, loop: SimulatedLoop, callback: Callable[..., object] | None, args: tuple[Any, ...]) -> None:
+    def __init__(
+        self, loop: SimulatedLoop, callback: Callable[..., object] | None, args: tuple[Any, ...]
+    ) -> None:
         self._loop = loop
         self._callback = callback
         self._args = args

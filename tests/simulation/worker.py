@@ -143,7 +143,13 @@ class Worker(Endpoint):
     def tell(self) -> None:
         """A heartbeat now: something has changed."""
         connection, coordinator = self.home, self.world.coordinator
-        if not self.registered or connection is None or connection.over or coordinator is None or not self.runs:
+        if (
+            not self.registered
+            or connection is None
+            or connection.over
+            or coordinator is None
+            or not self.runs
+        ):
             return
         self.beats_under_way += 1
         report = self.report()

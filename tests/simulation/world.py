@@ -68,9 +68,7 @@ class World:
     def connect(
         self, near: Endpoint, far: Endpoint, *, on_end_near: Run | None = None, on_end_far: Run | None = None
     ) -> Connection:
-        return Connection(
-            self.timeline, self.rng, near, far, on_end_near=on_end_near, on_end_far=on_end_far
-        )
+        return Connection(self.timeline, self.rng, near, far, on_end_near=on_end_near, on_end_far=on_end_far)
 
     def make_router(self, config: RouterConfig, events: Coordinator) -> Router:
         return WatchedRouter(config, events=events, clock=lambda: self.timeline.now_s, checks=self.checks)
@@ -130,7 +128,6 @@ class World:
         self.coordinator = None
         coordinator.die()
         self.rendezvous.close_all()
-        self.checks.look()
         self.timeline.after(self.plan.restart_s, self.start_coordinator)
 
     def catch_up(self, worker: Worker) -> None:
