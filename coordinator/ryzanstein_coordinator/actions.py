@@ -17,11 +17,13 @@ class CommitEpoch:
 
 @dataclass(frozen=True, slots=True)
 class RememberMembers:
-    """Store who holds the ranks, so that a restarted coordinator gives them back."""
+    """Store who holds the ranks and how long streams may be, so that a restarted coordinator gives it back."""
 
     group_id: str
     epoch: int
     members: tuple[Member, ...]
+    #: What streams were promised.
+    max_model_len: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,9 @@ class OrchestratorConfig:
     #: The pause after the second failure in a row; it doubles with every further one.
     backoff_s: float = 0.2
     backoff_limit_s: float = 10.0
+    #: How long a standby must have been there before a group that had to shrink grows by it: every change of
+    #: size stalls all streams.
+    grow_after_s: float = 3.0
     #: A group that served for so long starts to count failures afresh.
     stable_after_s: float = 10.0
     #: A worker that was lost for so long is no longer shown.
@@ -148,7 +151,11 @@ class OrchestratorConfig:
     def _check_times(self) -> None:
         for name in _SECONDS:
             seconds = getattr(self, name)
-            least = 0.0 if name in ("replacement_wait_s", "drain_timeout_s", "stable_after_s") else 1e-3
+            least = (
+                0.0
+                if name in ("replacement_wait_s", "drain_timeout_s", "grow_after_s", "stable_after_s")
+                else 1e-3
+            )
             if not (math.isfinite(seconds) and seconds >= least):
                 raise ConfigError(f"{name}: {seconds} is not a number of seconds from {least:g} on")
         if self.progress_deadline_s <= self.lease_ttl_s:

@@ -6,6 +6,7 @@ seeded schedules of faults without a clock, a socket or a process.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from . import events
@@ -17,6 +18,7 @@ from .failure_recovery import TREATMENTS, FailureRecoveryManager
 from .group_life import GroupLife
 from .group_record import Cause, GroupRecord, Phase
 from .health_monitor import Fault, HealthMonitor
+from .resizing import Resizing
 from .resource_allocator import ResourceAllocator
 from .state import ClusterState
 from .worker_life import WorkerLife
@@ -32,25 +34,39 @@ class ControlPlane:
         self.recovery = FailureRecoveryManager(config)
         self.allocator = allocator
         self._epochs = EpochChange(config)
-        self._groups = GroupLife(config, self._epochs, self.recovery, allocator)
-        self._workers = WorkerLife(config, self.monitor, allocator)
+        resizing = Resizing(config, allocator)
+        self._groups = GroupLife(config, self._epochs, self.recovery, allocator, resizing)
+        self._workers = WorkerLife(config, self.monitor, allocator, resizing)
 
     def initial(
-        self, now_s: float, *, committed_epoch: int, previous: dict[str, tuple[str, ...]]
+        self,
+        now_s: float,
+        *,
+        committed_epoch: int,
+        previous: Mapping[str, tuple[str, ...]],
+        model_lengths: Mapping[str, int] | None = None,
     ) -> ClusterState:
         """The state before anything has happened.
 
         Args:
             now_s: the clock's time.
             committed_epoch: the highest epoch in the store.
-            previous: by group, who held its ranks last.
+            previous: by group, who held its ranks last; fewer than the group is meant to have if it had shrunk.
+            model_lengths: by group, how many tokens its streams were promised.
         """
         size = self._config.tensor_parallel_size
-        groups = []
-        for group_id in group_ids(self._config):
-            ranks = previous.get(group_id, ())
-            ranks = ranks if len(ranks) == size else ()  # the size was changed since
-            groups.append(GroupRecord(group_id=group_id, size=size, previous=ranks, vacant_since_s=now_s))
+        held = {key: ids for key, ids in previous.items() if len(ids) <= size}  # else it was changed since
+        groups = (
+            GroupRecord(
+                group_id=group_id,
+                size=size,
+                full_size=size,
+                previous=held.get(group_id, ()),
+                vacant_since_s=now_s,
+                stored_model_len=(model_lengths or {}).get(group_id, 0),
+            )
+            for group_id in group_ids(self._config)
+        )
         return ClusterState(
             groups=tuple(groups),
             highest_epoch=committed_epoch,

@@ -1,4 +1,5 @@
-"""What must survive the coordinator: the highest epoch that may have been announced, and who held which rank.
+"""What must survive the coordinator: the highest epoch that may have been announced, who held which rank, and how
+long their streams may be.
 
 SQLite with a write-ahead log and `synchronous=FULL`: when `commit` returns, the number is on the disk.
 """
@@ -22,6 +23,9 @@ CREATE TABLE IF NOT EXISTS members (
     worker_id TEXT NOT NULL,
     incarnation TEXT NOT NULL,
     PRIMARY KEY (group_id, rank)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS promises (
+    group_id TEXT PRIMARY KEY, max_model_len INTEGER NOT NULL
 ) WITHOUT ROWID;
 """
 _FILE = "coordinator.sqlite3"
@@ -84,8 +88,11 @@ class EpochStore:
                 raise StoreError(f"{self.path}: {error}") from error
         return int(highest)
 
-    def remember(self, group_id: str, epoch: int, members: tuple[Member, ...]) -> None:
-        """Stores who holds the ranks of a group, instead of who held them before.
+    def remember(
+        self, group_id: str, epoch: int, members: tuple[Member, ...], max_model_len: int = 0
+    ) -> None:
+        """Stores who holds the ranks of a group, instead of who held them before, and how many tokens its streams
+        may have.
 
         Raises:
             StoreError: it could not be written.
@@ -97,6 +104,9 @@ class EpochStore:
                 try:
                     self._connection.execute("DELETE FROM members WHERE group_id = ?", (group_id,))
                     self._connection.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?)", rows)
+                    self._connection.execute(
+                        "INSERT OR REPLACE INTO promises VALUES (?, ?)", (group_id, max_model_len)
+                    )
                     self._connection.execute("COMMIT")
                 except BaseException:
                     self._connection.execute("ROLLBACK")
@@ -112,6 +122,11 @@ class EpochStore:
             for group_id, worker_id in rows:
                 held.setdefault(group_id, []).append(worker_id)
         return {group_id: tuple(ids) for group_id, ids in held.items()}
+
+    def model_lengths(self) -> dict[str, int]:
+        """By group: how many tokens its streams may have; 0: not known."""
+        with self._lock:
+            return dict(self._connection.execute("SELECT group_id, max_model_len FROM promises"))
 
     def close(self) -> None:
         """Nothing can be stored any more."""

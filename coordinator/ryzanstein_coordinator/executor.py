@@ -137,7 +137,7 @@ class Executor:
     async def _remember(self, action: actions.RememberMembers) -> None:
         """Only a preference of a later start: a group serves without it."""
         loop = asyncio.get_running_loop()
-        arguments = (action.group_id, action.epoch, action.members)
+        arguments = (action.group_id, action.epoch, action.members, action.max_model_len)
         try:
             await loop.run_in_executor(self._disk, self._store.remember, *arguments)
         except StoreError as error:

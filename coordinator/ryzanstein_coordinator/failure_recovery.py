@@ -40,6 +40,7 @@ TREATMENTS = {
     Cause.ENGINE: Treatment(strike=True, may_repeat=True),
     Cause.STREAM: Treatment(strike=True, may_repeat=True),
     Cause.DRAIN: Treatment(),
+    Cause.RESIZE: Treatment(),
 }
 
 
@@ -55,6 +56,7 @@ class Retry:
 class Missing:
     """What a group without enough workers does."""
 
+    #: The wait for a replacement is over: the group goes on with fewer ranks, if they can hold the model.
     overdue: bool
     reason: str
 
@@ -123,14 +125,21 @@ class FailureRecoveryManager:
         pause_s = 0.0 if failures == 1 else self._config.backoff_s * 2.0 ** min(failures - 2, 32)
         return Retry(failures=failures, not_before_s=now_s + min(pause_s, self._config.backoff_limit_s))
 
-    def missing(self, now_s: float, group: GroupRecord, shortage: str) -> Missing:
-        """A group that has not enough workers waits for a replacement.
+    def in_vain(self, now_s: float, group: GroupRecord) -> bool:
+        """Enough workers are there, but for as long as a replacement is waited for they have failed to form."""
+        if not group.has_served or group.failures < 2 or group.vacant_since_s is None:
+            return False
+        return now_s - group.vacant_since_s >= self._config.replacement_wait_s
 
-        Where the wait ends is the place to decide for a smaller group. That needs the ledger of the smaller
-        size and shards of it; until then the group goes on waiting, and says so.
+    def missing(self, now_s: float, group: GroupRecord, shortage: str) -> Missing:
+        """A group that has not enough workers waits for a replacement, and then makes do with fewer ranks (see
+        `resizing`).
+
+        One that has never served waits for its full size, however long: nobody's stream depends on it, workers
+        come up one after the other, and an operator who asked for so many ranks learns that one does not come.
         """
         since_s = now_s if group.vacant_since_s is None else group.vacant_since_s
-        if not group.recovering:
+        if not group.recovering and not group.has_served:
             return Missing(overdue=False, reason=shortage)
         wait_s = self._config.replacement_wait_s
         if now_s - since_s < wait_s:

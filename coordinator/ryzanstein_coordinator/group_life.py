@@ -3,7 +3,7 @@ next epoch.
 
 One method per phase looks at the draft and takes the next step if its condition holds; `advance` calls them
 until nothing changes. How an epoch ends stands in `epoch_change`, what a fault means in `failure_recovery`,
-who gets which rank in `placement`, what fits in `resource_allocator`.
+who gets which rank in `placement`, what fits in `resource_allocator`, how many ranks it has in `resizing`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from .failure_recovery import TREATMENTS, FailureRecoveryManager
 from .group_record import Cause, EngineBounds, GroupRecord, Member, Phase
 from .health_monitor import Fault
 from .placement import backend_of, place
+from .resizing import Resizing, ranks_text, served_by
 from .resource_allocator import ResourceAllocator
+from .size_change import SizeChange
 from .worker_record import ShardKey, WorkerRecord
 
 
@@ -37,11 +39,14 @@ class GroupLife:
         epochs: EpochChange,
         recovery: FailureRecoveryManager,
         allocator: ResourceAllocator,
+        resizing: Resizing,
     ) -> None:
         self._config = config
         self._epochs = epochs
         self._recovery = recovery
         self._allocator = allocator
+        self._resizing = resizing
+        self._sizes = SizeChange(config, resizing)
 
     def advance(self, draft: Draft, group_id: str) -> None:
         """Takes every step whose condition holds now."""
@@ -91,18 +96,36 @@ class GroupLife:
         if draft.now_s < group.not_before_s:
             return
         candidates = [w for w in draft.workers if w.placeable and w.group in (None, group.group_id)]
-        placement = place(group.group_id, group.size, candidates, group.previous)
-        if not placement.members:
-            missing = self._recovery.missing(draft.now_s, group, placement.reason)
-            draft.set_group(group.group_id, reason=missing.reason, replacement_overdue=missing.overdue)
+        group = self._sizes.settle(draft, group, candidates)
+        size = group.growing_to or group.size
+        placement = place(group.group_id, size, candidates, group.previous)
+        if not placement.members and group.growing_to:
+            self._sizes.give_up(draft, group, placement.reason)
+            self._vacant(draft, draft.group(group.group_id))
             return
+        if not placement.members or self._recovery.in_vain(draft.now_s, group):
+            missing = self._recovery.missing(draft.now_s, group, placement.reason)
+            reason = missing.reason
+            if missing.overdue:
+                smaller = self._sizes.shrink(draft, group, candidates)
+                if smaller.limits is not None:
+                    self._vacant(draft, draft.group(group.group_id))
+                    return
+                reason += f"; {smaller.reason}" if smaller.reason else ""
+            if not placement.members:
+                draft.set_group(group.group_id, reason=reason, replacement_overdue=missing.overdue)
+                return
         if returning := self._returning(draft, group, placement.members):
             draft.set_group(group.group_id, reason=f"waiting for {', '.join(returning)} to come back")
             return
         workers = [_of(draft, member) for member in placement.members]
-        limits, refusal = self._limits(draft, group, workers)
+        limits, refusal = self._resizing.bounds(group, size, workers, draft.workers)
         if limits is None:
-            draft.set_group(group.group_id, reason=refusal)
+            if group.growing_to:
+                self._sizes.give_up(draft, group, refusal)
+                self._vacant(draft, draft.group(group.group_id))
+            else:
+                draft.set_group(group.group_id, reason=refusal)
             return
         if group.epoch_used or group.epoch == 0 or group.epoch < max(w.seen_epoch for w in workers):
             self._epochs.begin(draft, group.group_id, group.reason if group.recovering else placement.reason)
@@ -120,22 +143,12 @@ class GroupLife:
         here = {member.worker_id for member in members}
         return [worker_id for worker_id in group.previous if worker_id not in here]
 
-    def _limits(
-        self, draft: Draft, group: GroupRecord, workers: list[WorkerRecord]
-    ) -> tuple[EngineBounds | None, str]:
-        """The bounds that the group had, if these workers can keep them, else new ones."""
-        shares = [self._allocator.share(worker, draft.workers) for worker in workers]
-        if group.limits is not None and self._allocator.holds(group.limits, shares):
-            return group.limits, ""
-        plan = self._allocator.plan(group.size, tuple(shares))
-        return plan.bounds, plan.refusal
-
     def _load(
         self, draft: Draft, group: GroupRecord, members: tuple[Member, ...], limits: EngineBounds
     ) -> None:
-        epoch = group.epoch
+        epoch, size = group.epoch, len(members)
         for member in members:
-            key = ShardKey(member.rank, group.size, limits.max_model_len)
+            key = ShardKey(member.rank, size, limits.max_model_len)
             worker = _of(draft, member)
             if worker.loading != key:
                 draft.act(LoadShard(group.group_id, epoch, member.worker_id, member.incarnation, key, limits))
@@ -145,8 +158,11 @@ class GroupLife:
         draft.set_group(
             group.group_id,
             phase=Phase.LOADING,
-            reason=f"loading {group.size} shards",
+            reason=f"loading {ranks_text(size)}",
             epoch_used=True,
+            size=size,
+            growing_to=0,
+            grew_from=group.size if group.growing_to else 0,
             members=members,
             answered=frozenset(),
             limits=limits,
@@ -194,10 +210,15 @@ class GroupLife:
         recovery = group.recovery
         if recovery is not None and recovery.is_open:
             recovery = replace(recovery, reformed_at_s=draft.now_s)
+        assert group.limits is not None
         draft.set_group(
             group.group_id,
             phase=Phase.SERVING,
-            reason=f"epoch {group.epoch} stands",
+            reason=served_by(group) if group.is_short else f"epoch {group.epoch} stands",
+            has_served=True,
+            grew_from=0,
+            shortfall=group.shortfall if group.is_short else "",
+            planned={**group.planned, group.size: group.limits},
             answered=frozenset(),
             serving_since_s=draft.now_s,
             vacant_since_s=None,
@@ -207,9 +228,8 @@ class GroupLife:
         for worker in draft.workers:  # whose rank another one has now
             if worker.group == group.group_id and worker.rank is None:
                 draft.set_worker(worker.worker_id, group=None)
-        assert group.limits is not None
         draft.act(AnnounceReady(group.group_id, group.epoch, group.members[0], group.limits))
-        draft.act(RememberMembers(group.group_id, group.epoch, group.members))
+        draft.act(RememberMembers(group.group_id, group.epoch, group.members, group.limits.max_model_len))
         if draft.committed_epoch <= draft.highest_epoch:
             draft.act(CommitEpoch(draft.highest_epoch + 1))  # in reserve for the next fault
 
@@ -219,12 +239,16 @@ class GroupLife:
         if draft.now_s - since_s >= self._config.stable_after_s:
             for worker in members:
                 draft.set_worker(worker.worker_id, strikes=0)
-            draft.set_group(group.group_id, failures=0)
+            draft.set_group(group.group_id, failures=0, shrinks=group.shrinks if group.is_short else 0)
         leaving = next((worker for worker in members if worker.draining), None)
         if leaving is not None and not draft.draining and self.successor(draft, group, leaving) is not None:
             reason = f"{leaving.worker_id} (rank {leaving.rank}) is drained"
             fault = Fault(cause=Cause.DRAIN, culprit=leaving.worker_id, reason=reason, seen_at_s=draft.now_s)
             self.break_up(draft, group.group_id, fault)
+        elif group.is_short and not draft.draining:
+            growth = self._sizes.grow(draft, draft.group(group.group_id))
+            if growth is not None:
+                self.break_up(draft, group.group_id, growth)
 
     def successor(self, draft: Draft, group: GroupRecord, leaving: WorkerRecord) -> WorkerRecord | None:
         """A standby that can take the rank of a worker that is to leave."""

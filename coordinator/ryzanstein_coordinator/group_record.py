@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -48,6 +49,8 @@ class Cause(StrEnum):
     STREAM = "stream"
     #: Planned: a worker is taken out of service.
     DRAIN = "drain"
+    #: Planned: a group that had to shrink grows again.
+    RESIZE = "resize"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,10 @@ class GroupRecord:
     """One replica of the model: its epoch, its members, and where its machine stands."""
 
     group_id: str
+    #: Ranks of the epoch that stands or is to be formed.
     size: int
+    #: Ranks that it is meant to have; 0: `size`.
+    full_size: int = 0
     phase: Phase = Phase.VACANT
     reason: str = "waiting for workers"
     #: The last epoch that was announced; 0: none yet.
@@ -141,7 +147,12 @@ class GroupRecord:
     fence_deadline_s: float = 0.0
     #: Ids of members that have answered in this phase: loaded while LOADING, joined while FORMING.
     answered: frozenset[str] = frozenset()
+    #: Of `size` ranks.
     limits: EngineBounds | None = None
+    #: By size: the bounds with which it has served.
+    planned: Mapping[int, EngineBounds] = field(default_factory=dict)
+    #: What an earlier coordinator promised; 0: not known.
+    stored_model_len: int = 0
     backend: str = ""
     #: In a row, without a stable time of serving in between.
     failures: int = 0
@@ -154,6 +165,31 @@ class GroupRecord:
     stream_breaks: int = 0
     stream_broken_at_s: float = 0.0
     recovery: Recovery | None = None
+    #: There is something to go on with: it stood, if only under an earlier coordinator.
+    has_served: bool = False
+    #: Why it has fewer ranks than it is meant to have.
+    shortfall: str = ""
+    #: Not 0: so many ranks are to form the next epoch; tried once.
+    growing_to: int = 0
+    #: Not 0: the epoch that forms has more ranks than the last one that stood, which had so many.
+    grew_from: int = 0
+    #: How often it had to shrink, or failed to grow, without a stable time at full size in between.
+    shrinks: int = 0
+
+    @property
+    def full(self) -> int:
+        """Ranks that it is meant to have."""
+        return self.full_size or self.size
+
+    @property
+    def is_short(self) -> bool:
+        """It has fewer ranks than it is meant to have."""
+        return self.size < self.full
+
+    @property
+    def max_model_len(self) -> int | None:
+        """What streams were promised; None: nothing yet."""
+        return self.stored_model_len or None if self.limits is None else self.limits.max_model_len
 
     @property
     def recovering(self) -> bool:
@@ -167,7 +203,7 @@ class GroupRecord:
     @property
     def state(self) -> GroupState:
         if self.phase is Phase.SERVING:
-            return GroupState.SERVING
+            return GroupState.DEGRADED if self.is_short else GroupState.SERVING
         if self.recovering and not self.replacement_overdue:
             return GroupState.RECOVERING
         return {

@@ -111,7 +111,8 @@ class HealthMonitor:
         for group in state.groups:
             reason = self._unready(now_s, state, group)
             if not reason:
-                return True, f"group {group.group_id} serves in epoch {group.epoch}"
+                ranks = f" with {group.size} of {group.full} ranks" if group.is_short else ""
+                return True, f"group {group.group_id} serves{ranks} in epoch {group.epoch}"
             reasons.append(f"group {group.group_id}: {reason}")
         return False, "; ".join(reasons) or "there is no group"
 

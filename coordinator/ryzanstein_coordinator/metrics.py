@@ -72,7 +72,7 @@ class Metrics:
             "communication_seconds", "Time spent in collectives, from heartbeats.", "rank", "operation"
         )
         self._recoveries = counter(
-            "recoveries", "Groups that serve again after a fault, by its cause.", "cause"
+            "recoveries", "Groups that serve again after a fault or a planned change, by its cause.", "cause"
         )
         self._recovery_s = histogram(
             "recovery_duration_seconds",

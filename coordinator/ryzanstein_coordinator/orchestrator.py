@@ -250,7 +250,10 @@ class MultiGPUOrchestrator:
 
     def _initial(self) -> ClusterState:
         return self._control.initial(
-            self._clock(), committed_epoch=self._store.highest(), previous=self._store.members()
+            self._clock(),
+            committed_epoch=self._store.highest(),
+            previous=self._store.members(),
+            model_lengths=self._store.model_lengths(),
         )
 
     def _process(self, worker_id: str, incarnation: str) -> WorkerRecord:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from ryzanstein.model_plan import ModelConfig
+from ryzanstein.model_plan import ModelConfig, tensor_parallel_sizes
 
 from .config import OrchestratorConfig
 from .group_record import EngineBounds
@@ -66,11 +66,23 @@ class ResourceAllocator:
         """Whether a device can hold so much, for a worker that has no pages."""
         return wanted_bytes <= self._planner.allowed(share)
 
-    def _plan(self, size: int, shares: tuple[DeviceShare, ...]) -> MemoryPlan:
-        """Plans a group of `size` ranks on these devices, one per rank."""
-        plan = self._planner.plan(size, shares)
+    def smaller_sizes(self, size: int) -> tuple[int, ...]:
+        """The numbers of ranks below `size` that the model can be split over, the largest first."""
+        return tuple(n for n in reversed(tensor_parallel_sizes(self._model)) if n < size)
+
+    def _plan(
+        self, size: int, shares: tuple[DeviceShare, ...], max_model_len: int | None = None
+    ) -> MemoryPlan:
+        """Plans a group of `size` ranks on these devices, one per rank. `max_model_len`: streams were promised
+        that; less does not fit.
+        """
+        config, planner = self._config, self._planner
+        if max_model_len is not None:
+            config = replace(config, max_model_len=max_model_len)
+            planner = MemoryPlanner(config, self._model)
+        plan = planner.plan(size, shares)
         if plan.fits:
             return plan
-        advice = what_would_fit(self._config, self._model, size, shares, plan)
+        advice = what_would_fit(config, self._model, size, shares, plan)
         refusal = plan.refusal + (f": {advice[0]}" if advice else "")
         return replace(plan, refusal=refusal, advice=advice)

@@ -8,10 +8,11 @@ from .actions import AbortWorker, DrainProcess, DropWorker, LoadShard
 from .config import OrchestratorConfig
 from .draft import Draft
 from .events import Beat, Registered, StreamOpened
-from .group_record import Phase
+from .group_record import EngineBounds, Phase
 from .health_monitor import HealthMonitor
 from .memory_plan import DeviceShare
 from .placement import likely_rank
+from .resizing import Resizing
 from .resource_allocator import ResourceAllocator
 from .worker_record import ShardKey, WorkerRecord
 
@@ -27,11 +28,16 @@ class WorkerLife:
     """Moves workers, apart from what their groups do with them."""
 
     def __init__(
-        self, config: OrchestratorConfig, monitor: HealthMonitor, allocator: ResourceAllocator
+        self,
+        config: OrchestratorConfig,
+        monitor: HealthMonitor,
+        allocator: ResourceAllocator,
+        resizing: Resizing,
     ) -> None:
         self._config = config
         self._monitor = monitor
         self._allocator = allocator
+        self._resizing = resizing
 
     def registered(self, draft: Draft, event: Registered) -> None:
         """Takes the record in. The caller has dealt with an earlier process of this id."""
@@ -149,14 +155,21 @@ class WorkerLife:
         self._preload(draft)
 
     def _preload(self, draft: Draft) -> None:
-        """Lets standbys load the shard of the rank that they would most likely be given."""
+        """Lets standbys load the shards of the ranks that they would most likely be given: first for a group that
+        can grow by them, then for one that may lose a rank.
+        """
+        claimed = self._preload_for_growth(draft)
         group = next(
             (g for g in draft.groups if g.limits and g.members and g.phase is not Phase.VACANT), None
         )
         if group is None or group.limits is None:
             return
         fits = (group.size, group.limits.max_model_len)
-        spares = [worker for worker in draft.workers if worker.placeable and worker.group is None]
+        spares = [
+            worker
+            for worker in draft.workers
+            if worker.placeable and worker.group is None and worker.worker_id not in claimed
+        ]
         held = [key for worker in spares for key in worker.keys]
         for worker in spares:
             if worker.draining or worker.loading is not None or draft.now_s < worker.load_not_before_s:
@@ -170,14 +183,23 @@ class WorkerLife:
                 continue
             rank = likely_rank(group.size, held, own)
             wanted = ShardKey(rank, *fits)
-            epoch = max(draft.announced_epoch, worker.seen_epoch)
             held.append(wanted)
-            draft.act(
-                LoadShard(
-                    group.group_id, epoch, worker.worker_id, worker.incarnation, wanted, group.limits, beside
-                )
-            )
-            draft.set_worker(worker.worker_id, loading=wanted, loading_beside=beside, seen_epoch=epoch)
+            _load(draft, group.group_id, worker, wanted, group.limits, beside)
+
+    def _preload_for_growth(self, draft: Draft) -> frozenset[str]:
+        """Worker ids of the standbys that a group is to grow by. One group after the other, as they grow."""
+        for group in draft.groups:
+            growth, _ = self._resizing.growth(draft.now_s, group, draft.workers)
+            if growth is None:
+                continue
+            for worker_id, key in growth.shards.items():
+                worker = draft.worker(worker_id)
+                assert worker is not None
+                idle = worker.loading is None and draft.now_s >= worker.load_not_before_s
+                if idle and key not in worker.keys:
+                    _load(draft, group.group_id, worker, key, growth.limits, beside=False)
+            return frozenset(growth.shards)
+        return frozenset()
 
     def _has_room(self, worker: WorkerRecord, share: DeviceShare, size: int) -> bool:
         """Whether it can hold the shard of one more of `size` ranks. Pages are only taken in a group, which ends
@@ -188,6 +210,14 @@ class WorkerLife:
             return False
         held = sum(shard.weights_bytes for shard in shards)
         return self._allocator.has_room(share, held + max(shard.weights_bytes for shard in shards))
+
+
+def _load(
+    draft: Draft, group_id: str, worker: WorkerRecord, key: ShardKey, limits: EngineBounds, beside: bool
+) -> None:
+    epoch = max(draft.announced_epoch, worker.seen_epoch)
+    draft.act(LoadShard(group_id, epoch, worker.worker_id, worker.incarnation, key, limits, beside))
+    draft.set_worker(worker.worker_id, loading=key, loading_beside=beside, seen_epoch=epoch)
 
 
 def _fence_reason(draft: Draft, worker: WorkerRecord) -> str:
