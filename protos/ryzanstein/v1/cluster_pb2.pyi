@@ -280,7 +280,7 @@ class Fault(_message.Message):
     epoch: _builtins.int
     """The epoch in which it happened."""
     peer_rank: _builtins.int
-    """The rank that did not answer, when it is known."""
+    """The rank that is to blame, when it is known: it did not answer, or what it gave was of no use."""
     @_builtins.property
     def collective(self) -> Global___LastCollective: ...
     def __init__(
@@ -303,6 +303,50 @@ class Fault(_message.Message):
 Global___Fault: _TypeAlias = Fault  # noqa: Y015
 
 @_typing.final
+class DeviceHealth(_message.Message):
+    """What the device says of itself. Absent numbers: it does not tell."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAILURE_FIELD_NUMBER: _builtins.int
+    UTILIZATION_RATIO_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_CELSIUS_FIELD_NUMBER: _builtins.int
+    ECC_ERRORS_FIELD_NUMBER: _builtins.int
+    failure: _builtins.str
+    """Why it can't be relied on any more; empty while it can. Its process ends soon after having told."""
+    utilization_ratio: _builtins.float
+    """Share of the last second in which it computed, 0 to 1."""
+    temperature_celsius: _builtins.float
+    ecc_errors: _builtins.int
+    """Uncorrected memory errors since the driver was loaded."""
+    def __init__(
+        self,
+        *,
+        failure: _builtins.str = ...,
+        utilization_ratio: _builtins.float | None = ...,
+        temperature_celsius: _builtins.float | None = ...,
+        ecc_errors: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ecc_errors", b"_ecc_errors", "_temperature_celsius", b"_temperature_celsius", "_utilization_ratio", b"_utilization_ratio", "ecc_errors", b"ecc_errors", "temperature_celsius", b"temperature_celsius", "utilization_ratio", b"utilization_ratio"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ecc_errors", b"_ecc_errors", "_temperature_celsius", b"_temperature_celsius", "_utilization_ratio", b"_utilization_ratio", "ecc_errors", b"ecc_errors", "failure", b"failure", "temperature_celsius", b"temperature_celsius", "utilization_ratio", b"utilization_ratio"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ecc_errors: _TypeAlias = _typing.Literal["ecc_errors"]  # noqa: Y015
+    _WhichOneofArgType__ecc_errors: _TypeAlias = _typing.Literal["_ecc_errors", b"_ecc_errors"]  # noqa: Y015
+    _WhichOneofReturnType__temperature_celsius: _TypeAlias = _typing.Literal["temperature_celsius"]  # noqa: Y015
+    _WhichOneofArgType__temperature_celsius: _TypeAlias = _typing.Literal["_temperature_celsius", b"_temperature_celsius"]  # noqa: Y015
+    _WhichOneofReturnType__utilization_ratio: _TypeAlias = _typing.Literal["utilization_ratio"]  # noqa: Y015
+    _WhichOneofArgType__utilization_ratio: _TypeAlias = _typing.Literal["_utilization_ratio", b"_utilization_ratio"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ecc_errors) -> _WhichOneofReturnType__ecc_errors | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature_celsius) -> _WhichOneofReturnType__temperature_celsius | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__utilization_ratio) -> _WhichOneofReturnType__utilization_ratio | None: ...
+
+Global___DeviceHealth: _TypeAlias = DeviceHealth  # noqa: Y015
+
+@_typing.final
 class HeartbeatRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -320,6 +364,7 @@ class HeartbeatRequest(_message.Message):
     COMMUNICATION_RATIO_FIELD_NUMBER: _builtins.int
     STEP_DURATION_S_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    DEVICE_HEALTH_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     incarnation: _builtins.str
     epoch: _builtins.int
@@ -343,6 +388,8 @@ class HeartbeatRequest(_message.Message):
     def last_collective(self) -> Global___LastCollective: ...
     @_builtins.property
     def fault(self) -> Global___Fault: ...
+    @_builtins.property
+    def device_health(self) -> Global___DeviceHealth: ...
     def __init__(
         self,
         *,
@@ -360,10 +407,11 @@ class HeartbeatRequest(_message.Message):
         communication_ratio: _builtins.float = ...,
         step_duration_s: _builtins.float = ...,
         sequence: _builtins.int = ...,
+        device_health: Global___DeviceHealth | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "last_collective", b"last_collective", "memory", b"memory"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device_health", b"device_health", "fault", b"fault", "last_collective", b"last_collective", "memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["communication_ratio", b"communication_ratio", "epoch", b"epoch", "fault", b"fault", "incarnation", b"incarnation", "last_collective", b"last_collective", "load_progress", b"load_progress", "memory", b"memory", "phase", b"phase", "progress_age_s", b"progress_age_s", "sequence", b"sequence", "state", b"state", "step", b"step", "step_duration_s", b"step_duration_s", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["communication_ratio", b"communication_ratio", "device_health", b"device_health", "epoch", b"epoch", "fault", b"fault", "incarnation", b"incarnation", "last_collective", b"last_collective", "load_progress", b"load_progress", "memory", b"memory", "phase", b"phase", "progress_age_s", b"progress_age_s", "sequence", b"sequence", "state", b"state", "step", b"step", "step_duration_s", b"step_duration_s", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -278,6 +278,42 @@ class Culprit(_message.Message):
 Global___Culprit: _TypeAlias = Culprit  # noqa: Y015
 
 @_typing.final
+class RankReport(_message.Message):
+    """Where a rank of the broken epoch stood when it broke."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    LAST_COLLECTIVE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    worker_id: _builtins.str
+    step: _builtins.int
+    """The last step that it had finished, as of its last heartbeat."""
+    @_builtins.property
+    def last_collective(self) -> Global___CollectiveStatus:
+        """The collective that it began last; null: it told of none."""
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        worker_id: _builtins.str = ...,
+        last_collective: Global___CollectiveStatus | None = ...,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_collective", b"_last_collective", "last_collective", b"last_collective"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_collective", b"_last_collective", "last_collective", b"last_collective", "rank", b"rank", "step", b"step", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__last_collective: _TypeAlias = _typing.Literal["last_collective"]  # noqa: Y015
+    _WhichOneofArgType__last_collective: _TypeAlias = _typing.Literal["_last_collective", b"_last_collective"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_collective) -> _WhichOneofReturnType__last_collective | None: ...
+
+Global___RankReport: _TypeAlias = RankReport  # noqa: Y015
+
+@_typing.final
 class RecoveryStatus(_message.Message):
     """Seconds count from the moment in which the fault was seen."""
 
@@ -292,6 +328,7 @@ class RecoveryStatus(_message.Message):
     FIRST_TOKEN_S_FIELD_NUMBER: _builtins.int
     REQUESTS_RESUMED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     cause: _builtins.str
     detected_s: _builtins.float
@@ -302,6 +339,8 @@ class RecoveryStatus(_message.Message):
     reason: _builtins.str
     @_builtins.property
     def culprit(self) -> Global___Culprit: ...
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankReport]: ...
     def __init__(
         self,
         *,
@@ -314,10 +353,11 @@ class RecoveryStatus(_message.Message):
         first_token_s: _builtins.float | None = ...,
         requests_resumed: _builtins.int = ...,
         reason: _builtins.str = ...,
+        ranks: _abc.Iterable[Global___RankReport] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_culprit", b"_culprit", "_fenced_s", b"_fenced_s", "_first_token_s", b"_first_token_s", "_reformed_s", b"_reformed_s", "culprit", b"culprit", "fenced_s", b"fenced_s", "first_token_s", b"first_token_s", "reformed_s", b"reformed_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_culprit", b"_culprit", "_fenced_s", b"_fenced_s", "_first_token_s", b"_first_token_s", "_reformed_s", b"_reformed_s", "cause", b"cause", "culprit", b"culprit", "detected_s", b"detected_s", "epoch", b"epoch", "fenced_s", b"fenced_s", "first_token_s", b"first_token_s", "reason", b"reason", "reformed_s", b"reformed_s", "requests_resumed", b"requests_resumed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_culprit", b"_culprit", "_fenced_s", b"_fenced_s", "_first_token_s", b"_first_token_s", "_reformed_s", b"_reformed_s", "cause", b"cause", "culprit", b"culprit", "detected_s", b"detected_s", "epoch", b"epoch", "fenced_s", b"fenced_s", "first_token_s", b"first_token_s", "ranks", b"ranks", "reason", b"reason", "reformed_s", b"reformed_s", "requests_resumed", b"requests_resumed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__culprit: _TypeAlias = _typing.Literal["culprit"]  # noqa: Y015
     _WhichOneofArgType__culprit: _TypeAlias = _typing.Literal["_culprit", b"_culprit"]  # noqa: Y015
