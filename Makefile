@@ -17,7 +17,7 @@ GPU_DEVICE ?= cuda
 GPU_CHECK_FLAGS ?=
 GPU_VENV := .venv-gpu
 
-.PHONY: demo test test-unit check lint types proto proto-check coverage bench gpu-check gpu-wheels clean
+.PHONY: demo test test-unit check lint types proto proto-check coverage chaos simulate bench gpu-check gpu-wheels clean
 
 demo: $(VENV)/.run
 	$(BIN)/ryzanstein demo
@@ -47,12 +47,23 @@ proto-check: proto
 	$(BUF) lint
 	git diff --exit-code -- protos client || { echo "generated code differs: commit what 'make proto' wrote" >&2; exit 1; }
 
+# What splits, joins, watches and mends: all that runs between processes.
+DISTRIBUTED := shard_worker/*,coordinator/*/control_*.py,coordinator/*/orchestrator.py,coordinator/*/health_monitor.py,coordinator/*/placement.py,coordinator/*/resource_allocator.py,coordinator/*/failure_recovery.py,coordinator/*/group_*.py,coordinator/*/epoch_*.py,coordinator/*/worker*.py,coordinator/*/registration.py,coordinator/*/router.py,coordinator/*/serving_group.py,coordinator/*/recording.py,coordinator/*/dispatch.py
+
 coverage: $(VENV)/.dev
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m coverage run -m pytest $(PYTEST_FLAGS) tests/unit --numprocesses 2
+	$(BIN)/python -m coverage run -m pytest $(PYTEST_FLAGS) --ignore tests/unit
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report --skip-covered
-	$(BIN)/python -m coverage report --fail-under=90 --format=total --include='shard_worker/*/parallel/*,shard_worker/*/communication/*,shard_worker/*/checkpoint/*,shard_worker/*/process_groups.py,coordinator/*/orchestrator.py,coordinator/*/health_monitor.py,coordinator/*/placement.py,coordinator/*/resource_allocator.py,coordinator/*/failure_recovery.py'
+	$(BIN)/python -m coverage report --fail-under=90 --format=total --include='$(DISTRIBUTED)'
+
+# A hundred kills in a row under load, and a million schedules of faults in the simulator.
+chaos: $(VENV)/.dev
+	$(BIN)/python -m tests.reliability.chaos --kills 100
+
+simulate: $(VENV)/.dev
+	$(BIN)/python -m tests.simulation --schedules 1000000
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
