@@ -85,11 +85,11 @@ class WorkerCalls:
         worker = self._coordinator.processes.get(action.incarnation)
         if worker is None:
             return
-        connections = self._coordinator.channels.pop(worker, None)
+        channel = self._coordinator.channels.pop(worker, None)
         # If it lives, it learns of it by its next heartbeat.
         beat_s = self._coordinator.config.heartbeat_interval_s
         self._world.timeline.after(beat_s, lambda: worker.take(worker.tell))
-        for connection in list(connections or ()):
+        for connection in list(channel.streams if channel is not None else ()):
             told = connection.on_end_near
             connection.close(self._coordinator)
             if told is not None:
@@ -108,7 +108,7 @@ class WorkerCalls:
             if pending and coordinator.alive:
                 pending.clear()
                 if connection is not None:
-                    channel.pop(connection, None)
+                    channel.streams.pop(connection, None)
                     connection.close(coordinator)
                 done(reply)
 
@@ -119,9 +119,12 @@ class WorkerCalls:
             later(0.001, Reply(False, "UNAVAILABLE: connection refused"))
             return
         connection = world.connect(
-            coordinator, worker, on_end_near=lambda: end(Reply(False, "UNAVAILABLE: the connection broke"))
+            coordinator,
+            worker,
+            on_end_near=lambda: end(Reply(False, "UNAVAILABLE: the connection broke")),
+            lanes=channel.lanes,
         )
-        channel[connection] = None
+        channel.streams[connection] = None
         over = connection
 
         def answer(reply: Reply) -> None:

@@ -37,6 +37,8 @@ class Checks:
         self._ready: dict[str, int] = {}
         #: Incarnation → when it was faulty: begin, end.
         self._faulty: dict[str, list[tuple[float, float]]] = {}
+        #: Incarnation → since when it can't take part in steps, or is not heard of.
+        self._hurt_since_s: dict[str, float] = {}
         self.violations: list[str] = []
 
     def fail(self, reason: str) -> None:
@@ -136,13 +138,18 @@ class Checks:
 
     def fault_begins(self, worker: Worker) -> None:
         """From now on the worker may be blamed."""
+        if _hurt(worker):
+            self._hurt_since_s.setdefault(worker.incarnation, self._world.now_s)
         spans = self._faulty.setdefault(worker.incarnation, [])
         if not spans or spans[-1][1] != math.inf:
             spans.append((self._world.now_s, math.inf))
 
     def fault_ends(self, worker: Worker) -> None:
         spans = self._faulty.get(worker.incarnation)
-        if spans and not (worker.stuck or worker.stopped or worker.cut or not worker.alive):
+        if _hurt(worker):
+            return
+        self._hurt_since_s.pop(worker.incarnation, None)
+        if spans:
             spans[-1] = (spans[-1][0], self._world.now_s)
 
     # --- ranks
@@ -172,8 +179,9 @@ class Checks:
         for run in world.runs:
             down_since_s = run.broken_since_s
             for member in run.members:
-                if not member.computes or member.cut:
-                    down_since_s = min(down_since_s, self._faulty[member.incarnation][-1][0])
+                hurt_since_s = self._hurt_since_s.get(member.incarnation)
+                if hurt_since_s is not None:
+                    down_since_s = min(down_since_s, hurt_since_s)
                     if member.stuck:
                         bound_s = max(bound_s, world.config.progress_deadline_s + _SLACK_S)
             since_s = max(since_s, down_since_s)
@@ -212,3 +220,7 @@ class Checks:
             used = {scheduler.allocator.num_used for scheduler in run.schedulers}
             if run.epoch in serving and not run.broken and used != {0}:
                 self.fail(f"{run.group_id} keeps {used} blocks although nothing runs")
+
+
+def _hurt(worker: Worker) -> bool:
+    return worker.cut or not worker.computes

@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
 from ryzanstein.wire import StatusError
 from ryzanstein_coordinator import actions, events
 from ryzanstein_coordinator.actions import Action
@@ -18,7 +16,7 @@ from ryzanstein_coordinator.group_record import Phase
 from ryzanstein_coordinator.intake import Intake
 from ryzanstein_coordinator.prompts import ModelFacts
 from ryzanstein_coordinator.registration import examine
-from ryzanstein_coordinator.router import Router, RouterConfig
+from ryzanstein_coordinator.router import RouterConfig
 from ryzanstein_coordinator.service import InferenceServicer
 from ryzanstein_coordinator.worker_record import Telemetry
 
@@ -26,7 +24,7 @@ from .calls import WorkerCalls
 from .disk import RequestRows, Writer
 from .execute_call import Stub
 from .model import END_IDS, VOCABULARY
-from .network import Connection, Endpoint
+from .network import Connection, Endpoint, Lane
 from .setting import tokenizer
 from .ticks import Ticks
 from .timeline import SimulatedLoop
@@ -36,6 +34,14 @@ if TYPE_CHECKING:
     from .world import World
 
 
+class Channel:
+    """To one worker process: all streams over it keep one order, and end with it."""
+
+    def __init__(self) -> None:
+        self.lanes = Lane(), Lane()
+        self.streams: dict[Connection, None] = {}
+
+
 class Coordinator(Endpoint):
     """From its start to its death; the next one finds what the disk kept."""
 
@@ -43,7 +49,8 @@ class Coordinator(Endpoint):
         super().__init__(f"coordinator#{number}")
         self.world = world
         self.config = world.config
-        self.loop = SimulatedLoop(world.timeline, world.checks.fail)
+        # It has only what tasks ask a loop for.
+        self.loop = SimulatedLoop(world.timeline, world.checks.fail)  # type: ignore[abstract]
         self.control = world.setting.control
         self.writer = Writer(world.disk)
         self.rows = RequestRows(world.disk, self.writer, self.loop)
@@ -65,7 +72,7 @@ class Coordinator(Endpoint):
         self.servicer = InferenceServicer(self.front_door, self.intake)
         self.calls = WorkerCalls(self)
         #: Worker process → the streams and calls over the channel to it.
-        self.channels: dict[Worker, dict[Connection, None]] = {}
+        self.channels: dict[Worker, Channel] = {}
         #: Incarnation → the process, as it registered.
         self.processes: dict[str, Worker] = {}
         self._streams: dict[Connection, tuple[Worker, int]] = {}
@@ -191,7 +198,7 @@ class Coordinator(Endpoint):
         self.world.note("%s registers", worker.name)
         # Calls begin in the loop's next round: by then the channel is open.
         self.processes[worker.incarnation] = worker
-        self.channels.setdefault(worker, {})
+        self.channels.setdefault(worker, Channel())
         self.happened(events.Registered(record, worker.request.highest_epoch))
         epoch = self.state.announced_epoch
         connection.to_near(lambda: worker.accepted(epoch))
@@ -250,7 +257,3 @@ class Coordinator(Endpoint):
     @property
     def all_serve(self) -> bool:
         return all(group.phase is Phase.SERVING for group in self.state.groups)
-
-
-def status_name(code: grpc.StatusCode) -> str:
-    return str(code.name)

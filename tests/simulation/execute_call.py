@@ -49,7 +49,8 @@ class ExecuteCall:
         self._sequences: set[int] = set()
         self._served = False
         self._connection: Connection | None = None
-        if worker is None or not worker.reachable(coordinator):
+        channel = None if worker is None else coordinator.channels.get(worker)
+        if worker is None or channel is None or not worker.reachable(coordinator):
             world = coordinator.world
             world.timeline.after(
                 0.001, lambda: self._failed(grpc.StatusCode.UNAVAILABLE, "connection refused")
@@ -60,8 +61,9 @@ class ExecuteCall:
             worker,
             on_end_near=lambda: self._failed(grpc.StatusCode.UNAVAILABLE, "the connection is broken"),
             on_end_far=self._left,
+            lanes=channel.lanes,
         )
-        coordinator.channels.setdefault(worker, {})[self._connection] = None
+        channel.streams[self._connection] = None
         self._connection.to_far(lambda: self._serve(worker))
 
     # --- the coordinator's end

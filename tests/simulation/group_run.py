@@ -20,8 +20,8 @@ from ryzanstein_shard_worker.sequence import Sequence
 from .model import next_token
 
 if TYPE_CHECKING:
-    from .world import World
     from .worker import Worker
+    from .world import World
 
 #: An idle leader plans nothing so often.
 KEEP_ALIVE_S = 0.1
@@ -152,7 +152,7 @@ class GroupRun:
         )
         for sequence, token in self._sampled:
             plan.sampled.add(sequence_id=sequence.sequence_id, token_ids=(token,))
-        now_s = self._world.now_s
+        now_s = self.last_step_s = self._world.now_s  # keep-alives came until now
         self._step = _Step(self.steps, plan.SerializeToString(), arrived, now_s)
         slowest_s = max(member.slow_s for member in self.members)
         self._world.timeline.after(0.004 + 0.012 * self._world.random() + slowest_s, self._finish)

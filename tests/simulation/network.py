@@ -49,15 +49,25 @@ class Endpoint:
             run()
 
 
+class Lane:
+    """What keeps the order: several streams of one HTTP/2 connection share it."""
+
+    __slots__ = ("last_at_s",)
+
+    def __init__(self) -> None:
+        #: When the last of what was sent arrives.
+        self.last_at_s = 0.0
+
+
 class _Direction:
     """One way of a connection."""
 
-    __slots__ = ("arrived", "last_at_s", "lost_from", "sent")
+    __slots__ = ("arrived", "lane", "lost_from", "sent")
 
-    def __init__(self) -> None:
+    def __init__(self, lane: Lane) -> None:
         self.sent = 0
         self.arrived = 0
-        self.last_at_s = 0.0
+        self.lane = lane
         #: Messages from this number on never arrive; -1: all do.
         self.lost_from = -1
 
@@ -74,12 +84,15 @@ class Connection:
         *,
         on_end_near: Run | None = None,
         on_end_far: Run | None = None,
+        lanes: tuple[Lane, Lane] | None = None,
     ) -> None:
+        """`lanes`: up and down, of the connection that this is a stream of; None: one of its own."""
         self._timeline = timeline
         self._random = rng.random
         self.near, self.far = near, far
         self.on_end_near, self.on_end_far = on_end_near, on_end_far
-        self._up, self._down = _Direction(), _Direction()
+        up, down = lanes or (Lane(), Lane())
+        self._up, self._down = _Direction(up), _Direction(down)
         self.over = False
         near.connections[self] = None
         far.connections[self] = None
@@ -132,7 +145,7 @@ class Connection:
     def _tell(self, direction: _Direction, side: Endpoint, told: Run | None, delay_s: float) -> None:
         if told is None:
             return
-        at_s = max(direction.last_at_s, self._timeline.now_s + delay_s) + 0.0005
+        at_s = max(direction.lane.last_at_s, self._timeline.now_s + delay_s) + 0.0005
         self._timeline.at(at_s, lambda: self._through(lambda: side.take(told)))
 
     def _send(self, direction: _Direction, receiver: Endpoint, run: Run) -> None:
@@ -142,7 +155,7 @@ class Connection:
         direction.sent += 1
         # Mostly under a millisecond, now and then five.
         delay_s = 0.0001 + 0.005 * self._random() ** 4
-        direction.last_at_s = at_s = max(direction.last_at_s, self._timeline.now_s + delay_s)
+        direction.lane.last_at_s = at_s = max(direction.lane.last_at_s, self._timeline.now_s + delay_s)
 
         def arrive() -> None:
             if 0 <= direction.lost_from <= number:

@@ -12,7 +12,6 @@ from ryzanstein_coordinator.config import OrchestratorConfig
 from ryzanstein_coordinator.control_plane import ControlPlane
 from ryzanstein_coordinator.resource_allocator import ResourceAllocator
 from ryzanstein_coordinator.tokenization import ModelTokenizer, read_tokenizer
-
 from tests.unit.coordinator.cluster_builders import tiny_model
 
 #: Tokens of prompt and output together.

@@ -1,8 +1,8 @@
 """Ticks and heartbeats, without those that would change nothing.
 
-A real coordinator ticks four times per heartbeat, and every worker beats five times per lease. Nearly all of that says
-that all is as before. Here a tick happens on the same grid, but only where time may decide something, and brings with it
-the heartbeats that would have come since: what follows is the same (a test compares it with every tick happening).
+A real coordinator ticks four times per heartbeat, and every worker beats five times per lease. Nearly all of that
+says that all is as before. Here a tick happens on the same grid, but only where time may decide something, and brings
+with it the heartbeats that would have come since: what follows is the same (a test compares it with every tick).
 """
 
 from __future__ import annotations

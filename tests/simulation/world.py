@@ -16,7 +16,7 @@ from .coordinator import Coordinator
 from .disk import Disk
 from .group_run import GroupRun
 from .model import END_IDS
-from .network import Connection, Endpoint
+from .network import Connection, Endpoint, Lane
 from .plan import Ask, Plan
 from .rendezvous import Rendezvous
 from .setting import MAX_MODEL_LEN, setting_of
@@ -66,9 +66,23 @@ class World:
             self.trace.append(f"{self.now_s - 100.0:8.4f}  " + (text % arguments if arguments else text))
 
     def connect(
-        self, near: Endpoint, far: Endpoint, *, on_end_near: Run | None = None, on_end_far: Run | None = None
+        self,
+        near: Endpoint,
+        far: Endpoint,
+        *,
+        on_end_near: Run | None = None,
+        on_end_far: Run | None = None,
+        lanes: tuple[Lane, Lane] | None = None,
     ) -> Connection:
-        return Connection(self.timeline, self.rng, near, far, on_end_near=on_end_near, on_end_far=on_end_far)
+        return Connection(
+            self.timeline,
+            self.rng,
+            near,
+            far,
+            on_end_near=on_end_near,
+            on_end_far=on_end_far,
+            lanes=lanes,
+        )
 
     def make_router(self, config: RouterConfig, events: Coordinator) -> Router:
         return WatchedRouter(config, events=events, clock=lambda: self.timeline.now_s, checks=self.checks)
