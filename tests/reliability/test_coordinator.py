@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import psutil
 import pytest
 
@@ -14,8 +16,15 @@ def coordinator(scene: Scene) -> psutil.Process:
 
 def restarted(scene: Scene, old: psutil.Process, epoch: int) -> None:
     """Until another coordinator has formed the group again."""
-    scene.cluster.process.poll()
-    scene.cluster.ready(60)
+    psutil.wait_procs([old], timeout=60)
+    listening = time.monotonic() + 60
+    while True:
+        try:
+            scene.cluster.snapshot()
+            break
+        except OSError:
+            assert time.monotonic() < listening, "no coordinator came back"
+            time.sleep(0.02)
     scene.cluster.wait_for(lambda s: s["state"] == "serving" and s["epoch"] > epoch, "it serves again")
     assert not old.is_running()
 
