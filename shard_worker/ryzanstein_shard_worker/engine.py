@@ -310,4 +310,6 @@ class Engine:
         if self._shard is not None:
             self._shard.handler.unbind()
         self._groups.leave(epoch)
+        if fault is not None and fault.kind == "memory" and self._device.type == "cuda":
+            torch.cuda.empty_cache()  # in other pieces it may be enough
         self._rest(epoch=0, fault=fault)

@@ -14,6 +14,7 @@ from ryzanstein.v1 import cluster_pb2, shard_worker_pb2
 from .communication import CommunicationError, CommunicationProfiler
 from .inbox import Inbox
 from .kv_cache import BlockAllocator
+from .memory_errors import is_out_of_memory
 from .process_groups import Group
 from .scheduler import Limits, Scheduler
 from .step_loop import Progress, Publish, RunsBatches, StepLoop, follow, lead
@@ -83,7 +84,7 @@ def _describe(error: Exception, epoch: int, handler: CommunicationProfiler) -> c
         fault.kind = "collective"
         if error.peer is not None:
             fault.peer_rank = error.peer
-    elif isinstance(error, torch.OutOfMemoryError | MemoryError):
+    elif is_out_of_memory(error):
         fault.kind = "memory"
     elif isinstance(error, torch.AcceleratorError):  # the device's context is lost with it
         fault.kind = "device"

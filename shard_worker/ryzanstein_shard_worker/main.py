@@ -20,6 +20,7 @@ from .checkpoint.command import register_shard_command
 
 if TYPE_CHECKING:  # torch is imported by the commands, not by `ryzanstein --help`
     from .config import DistributedConfig
+    from .service import ShardWorkerServicer
 
 
 def commands(app: typer.Typer) -> None:
@@ -86,10 +87,11 @@ async def run(config: DistributedConfig) -> None:
     import grpc
     import structlog
 
-    from ryzanstein.v1 import shard_worker_pb2_grpc
     from ryzanstein.wire import SERVER_OPTIONS, StatusInterceptor
 
+    from .device_health import DeviceWatch, open_probe
     from .engine import Engine
+    from .giving_up import give_up, give_up_with_device
     from .membership import Membership, RefusedError
     from .process_groups import ProcessGroupManager
     from .service import ShardWorkerServicer
@@ -99,6 +101,11 @@ async def run(config: DistributedConfig) -> None:
     stop = asyncio.Event()
 
     def changed() -> None:
+        fault = engine.status.fault
+        if (
+            fault is not None and fault.kind == "device"
+        ):  # the device's context is lost, and the weights with it
+            watch.fail(fault.message)
         servicer.group_changed()
         membership.changed()
 
@@ -110,7 +117,9 @@ async def run(config: DistributedConfig) -> None:
         publish=lambda response: _call(loop, servicer.publish, response),
         on_change=lambda: _call(loop, changed),
     )
-    membership = Membership(config, engine, named_epoch=lambda: servicer.epoch)
+    device_failed = asyncio.Event()
+    watch = DeviceWatch(open_probe(config.device), on_failure=lambda: _call(loop, device_failed.set))
+    membership = Membership(config, engine, health=lambda: watch.reading, named_epoch=lambda: servicer.epoch)
 
     def begin_drain(reason: str) -> None:
         announce("leaving")  # for good: `serve` does not start it again
@@ -118,38 +127,52 @@ async def run(config: DistributedConfig) -> None:
         membership.drain()
         stop.set()
 
-    servicer = ShardWorkerServicer(engine, on_drain=begin_drain)
+    servicer = ShardWorkerServicer(engine, on_drain=begin_drain, on_stuck=give_up)
     server = grpc.aio.server(
         interceptors=[
             StatusInterceptor(lambda method, error: log.error("internal", method=method, exc_info=error))
         ],
         options=SERVER_OPTIONS,
     )
+    port = _listen(server, servicer, config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, begin_drain, signal.Signals(number).name)
+    engine.start()
+    await asyncio.to_thread(watch.start)
+    await server.start()
+    registration = asyncio.create_task(membership.run(f"{config.host}:{port}"))
+    stopping = asyncio.create_task(stop.wait())
+    watching = asyncio.create_task(give_up_with_device(device_failed, watch, membership))
+    try:
+        await _first_of(registration, stopping, asyncio.wrap_future(engine.ended))
+    except RefusedError as error:
+        raise WorkerError(f"the coordinator at {config.coordinator} refused this worker: {error}") from None
+    finally:
+        await _cancel(registration, stopping, watching)
+        for close in (watch.close, engine.close):
+            await asyncio.to_thread(close)
+        await server.stop(grace=0.5)
+        await asyncio.to_thread(groups.close)
+
+
+async def _cancel(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _listen(server: Any, servicer: ShardWorkerServicer, config: DistributedConfig) -> int:
+    """→ the port."""
+    from ryzanstein.v1 import shard_worker_pb2_grpc
+
     shard_worker_pb2_grpc.add_ShardWorkerServiceServicer_to_server(servicer, server)
     try:
-        port = server.add_insecure_port(f"{config.host}:{config.port}")
+        port: int = server.add_insecure_port(f"{config.host}:{config.port}")
     except RuntimeError as error:
         raise WorkerError(
             f"can't listen on {config.host}:{config.port}: {error}; choose another --port"
         ) from None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, begin_drain, signal.Signals(number).name)
-    engine.start()
-    await server.start()
-    registration = asyncio.create_task(membership.run(f"{config.host}:{port}"))
-    stopping = asyncio.create_task(stop.wait())
-    ended: asyncio.Future[None] = asyncio.wrap_future(engine.ended)
-    try:
-        await _first_of(registration, stopping, ended)
-    except RefusedError as error:
-        raise WorkerError(f"the coordinator at {config.coordinator} refused this worker: {error}") from None
-    finally:
-        registration.cancel()
-        stopping.cancel()
-        await asyncio.gather(registration, stopping, return_exceptions=True)
-        await asyncio.to_thread(engine.close)
-        await server.stop(grace=0.5)
-        await asyncio.to_thread(groups.close)
+    return port
 
 
 async def _first_of(

@@ -19,6 +19,7 @@ from ryzanstein.wire import CHANNEL_OPTIONS
 
 from .config import DistributedConfig
 from .device import describe, host_id, peak_bytes, used_bytes
+from .device_health import DeviceReading
 from .engine import Engine
 
 log = structlog.get_logger(__name__)
@@ -32,10 +33,15 @@ class Membership:
     """Keeps one worker registered. `run()` goes on until it is cancelled or the coordinator refuses the worker."""
 
     def __init__(
-        self, config: DistributedConfig, engine: Engine, *, named_epoch: Callable[[], int] = lambda: 0
+        self,
+        config: DistributedConfig,
+        engine: Engine,
+        *,
+        health: Callable[[], DeviceReading],
+        named_epoch: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`named_epoch`: the highest epoch that calls to this worker have named, which may be ahead of the
-        heartbeats."""
+        """`health`: what the device said last. `named_epoch`: the highest epoch that calls to this worker have named,
+        which may be ahead of the heartbeats."""
         self._config = config
         self._engine = engine
         self._named_epoch = named_epoch
@@ -43,6 +49,10 @@ class Membership:
         self._incarnation = uuid.uuid4().hex
         self._changed = asyncio.Event()
         self._draining = False
+        self._health = health
+        self._failure_sent = 0
+        #: The coordinator knows that the device has failed.
+        self.failure_told = asyncio.Event()
         self.highest_epoch = 0
 
     def changed(self) -> None:
@@ -92,9 +102,11 @@ class Membership:
         """One heartbeat stream, until either side ends it."""
         async for reply in stub.Heartbeat(self._heartbeats(interval_s)):
             self.highest_epoch = max(self.highest_epoch, reply.epoch)
+            if 0 < self._failure_sent <= reply.sequence:
+                self.failure_told.set()
 
     async def _heartbeats(self, interval_s: float) -> AsyncIterator[cluster_pb2.HeartbeatRequest]:
-        sequence = 0
+        sequence = self._failure_sent = 0
         while True:
             sequence += 1
             self._changed.clear()
@@ -123,6 +135,17 @@ class Membership:
                 peak_bytes=peak_bytes(self._device),
             ),
         )
+        health = self._health()
+        beat.device_health.CopyFrom(
+            cluster_pb2.DeviceHealth(
+                failure=health.failure,
+                utilization_ratio=health.utilization_ratio,
+                temperature_celsius=health.temperature_celsius,
+                ecc_errors=health.ecc_errors,
+            )
+        )
+        if health.failure and not self._failure_sent:
+            self._failure_sent = sequence
         membership = self._engine.membership
         if membership is not None:
             progress = membership.progress

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
-import torch
 
 from ryzanstein.model_plan import ModelError
 from ryzanstein.v1 import shard_worker_pb2, shard_worker_pb2_grpc
@@ -16,6 +15,7 @@ from ryzanstein.wire import StatusError, invalid_argument, stale_epoch, unavaila
 from .checkpoint import InitializationError
 from .communication import CommunicationError
 from .engine import Engine, EngineStoppedError
+from .memory_errors import is_out_of_memory
 
 Context = grpc.aio.ServicerContext[Any, Any]
 #: What steps brought, in order; None ends the stream.
@@ -25,10 +25,19 @@ _Outputs = asyncio.Queue[shard_worker_pb2.ExecuteResponse | None]
 class ShardWorkerServicer(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
     """Thin: epochs are checked here, everything else happens in the engine."""
 
-    def __init__(self, engine: Engine, *, on_drain: Callable[[str], None]) -> None:
-        """`on_drain(reason)` begins the orderly end of this process."""
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        on_drain: Callable[[str], None],
+        on_stuck: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        """`on_drain(reason)` begins the orderly end of this process; `on_stuck(reason)` is told of an engine that does
+        not leave its group."""
         self._engine = engine
         self._on_drain = on_drain
+        self._on_stuck = on_stuck
+        self._leaving: asyncio.Task[int] | None = None
         self._epoch = 0
         self._outputs: _Outputs | None = None
 
@@ -82,7 +91,7 @@ class ShardWorkerServicer(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
         except (MemoryError, RuntimeError, InitializationError, ModelError) as error:
             raise StatusError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED
-                if isinstance(error, MemoryError | torch.OutOfMemoryError)
+                if is_out_of_memory(error)
                 else grpc.StatusCode.FAILED_PRECONDITION,
                 f"this rank could not enter the group: {type(error).__name__}: {error}",
             ) from error
@@ -154,10 +163,18 @@ class ShardWorkerServicer(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
         return shard_worker_pb2.ReleaseResponse(epoch=self._epoch)
 
     async def _abort(self, reason: str) -> int:
+        """Goes on when the caller gives it up: it may have less patience than an engine needs."""
+        if self._leaving is None or self._leaving.done():
+            self._leaving = asyncio.create_task(asyncio.to_thread(self._engine.abort, reason))
+            self._leaving.add_done_callback(self._left)
         try:
-            return await asyncio.to_thread(self._engine.abort, reason)
+            return await asyncio.shield(self._leaving)
         except TimeoutError as error:
             raise StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, str(error)) from error
+
+    def _left(self, leaving: asyncio.Task[int]) -> None:
+        if not leaving.cancelled() and isinstance(leaving.exception(), TimeoutError):
+            self._on_stuck(str(leaving.exception()))
 
     def _refuse_while_busy(self) -> None:
         if self._engine.busy:
