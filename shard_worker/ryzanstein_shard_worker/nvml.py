@@ -36,7 +36,9 @@ class NvmlProbe:
             NvmlUnavailableError: no driver, or no such device (a slice of a GPU has none of its own).
         """
         if nvml is None:
-            import pynvml as nvml
+            import pynvml
+
+            nvml = pynvml
         self._nvml = nvml
         try:
             nvml.nvmlInit()
