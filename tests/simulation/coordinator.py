@@ -190,24 +190,24 @@ class Coordinator(Endpoint):
     def register(self, worker: Worker, connection: Connection) -> None:
         """As `MultiGPUOrchestrator.register`; the worker's heartbeats follow on the same connection."""
         try:
-            record = examine(self.world.timeline.now_s, self.state, worker.request)
+            record = examine(self.world.timeline.now_s, self.state, worker.membership.request)
         except StatusError as error:
             reason = error.message
-            connection.to_near(lambda: worker.refused(reason))
+            connection.to_near(lambda: worker.membership.refused(reason))
             return
         self.world.note("%s registers", worker.name)
         # Calls begin in the loop's next round: by then the channel is open.
         self.processes[worker.incarnation] = worker
         self.channels.setdefault(worker, Channel())
-        self.happened(events.Registered(record, worker.request.highest_epoch))
+        self.happened(events.Registered(record, worker.membership.request.highest_epoch))
         epoch = self.state.announced_epoch
-        connection.to_near(lambda: worker.accepted(epoch))
+        connection.to_near(lambda: worker.membership.accepted(epoch))
 
     def heartbeat(self, worker: Worker, connection: Connection, report: Telemetry) -> None:
         """As `ClusterServicer.Heartbeat`: the first message opens the stream."""
         record = self.state.workers.get(worker.worker_id)
         if record is not None and worker.incarnation in record.replaced:
-            connection.to_near(lambda: worker.refused("another process has this id"))
+            connection.to_near(lambda: worker.membership.refused("another process has this id"))
             return
         if record is None or record.incarnation != worker.incarnation or not record.alive:
             self._stream_ended(connection)
@@ -222,7 +222,7 @@ class Coordinator(Endpoint):
             self.ticks.catch_up_all()  # all reports are looked at
         self.beat(worker, report)
         epoch = self.epoch_for(worker)
-        connection.to_near(lambda: worker.beat_answered(epoch))
+        connection.to_near(lambda: worker.membership.beat_answered(epoch))
 
     def beat(self, worker: Worker, report: Telemetry) -> None:
         self.happened(events.Beat(worker.worker_id, worker.incarnation, report))

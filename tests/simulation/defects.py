@@ -26,7 +26,7 @@ from ryzanstein_coordinator.requests import Ending, RequestRecord
 from ryzanstein_coordinator.serving_group import ServingGroup
 from ryzanstein_shard_worker import kv_cache, scheduler
 
-from .worker import Worker
+from .membership import Membership
 
 
 def record_whatever_comes(patch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def fence_by_name(patch: pytest.MonkeyPatch) -> None:
 
 def forget_named_epochs(patch: pytest.MonkeyPatch) -> None:
     """A worker registers with the epoch of its last heartbeat only. (It was so, once.)"""
-    patch.setattr(Worker, "seen_epoch", lambda self: self.highest_epoch)
+    patch.setattr(Membership, "seen_epoch", lambda self: self.highest_epoch)
 
 
 def lose_the_end(patch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,10 @@ def settled(world: World) -> bool:
         and coordinator is not None
         and coordinator.all_serve
         and coordinator.runs
-        and all(worker.registered and worker.computes and not worker.cut for worker in world.workers.values())
+        and all(
+            worker.membership.registered and worker.computes and not worker.cut
+            for worker in world.workers.values()
+        )
         and coordinator.readiness()[0]
     )
 

@@ -138,7 +138,7 @@ def stuck_when_the_coordinator_dies(world: World) -> None:
     stuck, other = leader(world), world.runs[-1].members[1]
     Faults(world).stick(stuck, 1.5)
     world.end_worker(other)
-    when(lambda _: stuck.named_epoch > stuck.highest_epoch, lambda w: w.end_coordinator())(world)
+    when(lambda _: stuck.named_epoch > stuck.membership.highest_epoch, lambda w: w.end_coordinator())(world)
 
 
 def test_a_worker_says_which_epoch_it_was_told() -> None:

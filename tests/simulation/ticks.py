@@ -65,8 +65,8 @@ class Ticks:
             record is None
             or before is None
             or record.incarnation != worker.incarnation
-            or not (record.alive and record.heard and worker.registered and self.beats(worker))
-            or worker.beats_under_way
+            or not (record.alive and record.heard and worker.membership.registered and self.beats(worker))
+            or worker.membership.beats_under_way
         ):
             return
         now_s = self._world.timeline.now_s
@@ -74,7 +74,7 @@ class Ticks:
         shift_s = worker.number * 0.37 * self._beat_s
         heard_s = now_s - worker.late_s - math.fmod(now_s + shift_s, self._beat_s)
         if heard_s > before.heard_at_s:
-            worker.beat_answered(coordinator.epoch_for(worker))
+            worker.membership.beat_answered(coordinator.epoch_for(worker))
             coordinator.beat(worker, worker.report(heard_s))
 
     def catch_up_all(self) -> None:
@@ -108,7 +108,7 @@ class Ticks:
                 yield record.fence_not_before_s
             yield record.load_not_before_s
             worker = coordinator.processes.get(record.incarnation)
-            if worker is None or not worker.registered or worker.late_s or not self.beats(worker):
+            if worker is None or not worker.membership.registered or worker.late_s or not self.beats(worker):
                 report = state.telemetry.get(record.worker_id)
                 heard_s = max(
                     record.registered_at_s, state.lease_floor_s, 0.0 if report is None else report.heard_at_s

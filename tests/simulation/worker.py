@@ -6,20 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ryzanstein import NUMERICS_VERSION, WIRE_VERSION
-from ryzanstein.v1 import cluster_pb2, shard_worker_pb2
+from ryzanstein.v1 import shard_worker_pb2
 from ryzanstein_coordinator import actions
 from ryzanstein_coordinator.worker_record import FaultReport, ShardKey, Telemetry
 
 from .execute_call import ExecuteCall
 from .group_run import GroupRun
-from .network import Connection, Endpoint
+from .membership import Membership
+from .network import Endpoint
 
 if TYPE_CHECKING:
     from .coordinator import Coordinator
     from .world import World
 
-GIB = 1024**3
 #: Tells what came of a call: its result, or why not.
 Answer = Callable[["Reply"], None]
 
@@ -41,8 +40,7 @@ class Worker(Endpoint):
         self.world = world
         self.worker_id, self.number = worker_id, number
         self.incarnation = f"{worker_id}-{number}"
-        #: The highest epoch that a heartbeat was answered with, and the one that the servicer was told.
-        self.highest_epoch = 0
+        #: The highest epoch that a call named.
         self.named_epoch = 0
         #: What it holds: one shard, or as a spare more than one.
         self.shards: set[ShardKey] = set()
@@ -60,21 +58,7 @@ class Worker(Endpoint):
         self._engine_free_s = 0.0
         self._joining: Answer | None = None
         self._aborts: list[Answer] = []
-        self.home: Connection | None = None
-        self.registered = False
-        #: Heartbeats that are under way.
-        self.beats_under_way = 0
-        self.request = cluster_pb2.RegisterRequest(
-            worker_id=worker_id,
-            incarnation=self.incarnation,
-            host="host",
-            host_id="host",
-            pid=1000 + number,
-            address=f"127.0.0.1:{10000 + number}",
-            device=cluster_pb2.Device(name="cpu", kind="cpu", total_bytes=64 * GIB, free_bytes=64 * GIB),
-            versions=cluster_pb2.Versions(wire=WIRE_VERSION, numerics=NUMERICS_VERSION),
-            cpu_threads=1,
-        )
+        self.membership = Membership(world, self)
 
     @property
     def computes(self) -> bool:
@@ -89,76 +73,9 @@ class Worker(Endpoint):
         """Whether a connection can be made now."""
         return self.alive and not self.cut and not coordinator.cut
 
-    # --- membership
-
-    def begin(self) -> None:
-        """The process has started."""
-        self.world.timeline.after(0.002 + 0.03 * self.world.random(), lambda: self.take(self._register))
-
-    def _register(self) -> None:
-        coordinator = self.world.coordinator
-        if not self.alive:
-            return
-        if coordinator is None or not coordinator.alive or self.cut or coordinator.cut:
-            self._again()
-            return
-        self.registered, self.beats_under_way = False, 0
-        self.home = connection = self.world.connect(
-            self, coordinator, on_end_near=lambda: self._lost_home(connection)
-        )
-        self.request.highest_epoch = self.seen_epoch()
-        connection.to_far(lambda: coordinator.register(self, connection))
-
-    def seen_epoch(self) -> int:
-        """What it says at Register: an epoch that a call named counts, although no heartbeat was answered since."""
-        return max(self.highest_epoch, self.named_epoch)
-
-    def accepted(self, epoch: int) -> None:
-        """Register was answered: the first heartbeat follows."""
-        if self.alive:
-            self.registered = True
-            self.tell()
-
-    def refused(self, reason: str) -> None:
-        """The coordinator will never take it: the process ends."""
-        self.world.note("%s is refused: %s", self.name, reason)
-        self.world.end_worker(self)
-
-    def beat_answered(self, epoch: int) -> None:
-        self.highest_epoch = max(self.highest_epoch, epoch)
-
-    def _lost_home(self, connection: Connection) -> None:
-        if self.home is connection:
-            self.home, self.registered = None, False
-            self._again()
-
-    def _again(self) -> None:
-        self.home = None
-        self.world.timeline.after(0.05 + 0.2 * self.world.random(), lambda: self.take(self._try_again))
-
-    def _try_again(self) -> None:
-        if self.home is None:
-            self._register()
-
     def tell(self) -> None:
         """A heartbeat now: something has changed."""
-        connection, coordinator = self.home, self.world.coordinator
-        if (
-            not self.registered
-            or connection is None
-            or connection.over
-            or coordinator is None
-            or not self.runs
-        ):
-            return
-        self.beats_under_way += 1
-        report = self.report()
-        connection.to_far(lambda: self._told(coordinator, connection, report))
-
-    def _told(self, coordinator: Coordinator, connection: Connection, report: Telemetry) -> None:
-        if connection is self.home:
-            self.beats_under_way -= 1
-        coordinator.heartbeat(self, connection, report)
+        self.membership.tell()
 
     def report(self, heard_at_s: float | None = None) -> Telemetry:
         """What a heartbeat says."""

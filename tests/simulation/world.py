@@ -116,7 +116,7 @@ class World:
             self._numbers += 1
             worker = self.workers[worker_id] = Worker(self, worker_id, self._numbers)
             self.note("%s starts", worker.name)
-            worker.begin()
+            worker.membership.begin()
 
     def start_client(self, ask: Ask) -> None:
         client = Client(self, ask, expected_of(ask, MAX_MODEL_LEN, END_IDS))
