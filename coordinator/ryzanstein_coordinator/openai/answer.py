@@ -76,14 +76,20 @@ async def admit(
 ) -> list[Subscription]:
     """`n` sequences for each call. Raises StatusError or BadRequestError, and then none is generated."""
     subscriptions: list[Subscription] = []
+    seed: int | None = None
     try:
         for call in calls:
             prompt = call.prompt
             for choice in range(n):
                 own = replace(call, prompt=prompt, sampling=choice_sampling(call.sampling, choice))
-                subscription = await subscribe(front_door, intake, own, resume, len(subscriptions))
+                sequence = len(subscriptions)
+                subscription = await subscribe(front_door, intake, own, resume, sequence, drawn_seed=seed)
                 subscriptions.append(subscription)
-                prompt = TokenPrompt(subscription.record.spec.prompt)  # read once for all of its sequences
+                known = subscription.record.spec
+                prompt = TokenPrompt(known.prompt)  # read once for all of its sequences
+                seed = (
+                    known.sampling.seed if seed is None else seed
+                )  # and drawn once, or n would mean nothing
     except BaseException:
         for subscription in subscriptions:
             front_door.leave(subscription)

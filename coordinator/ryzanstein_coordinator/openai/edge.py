@@ -62,11 +62,10 @@ class Edge:
                 await ErrorReply(413, self._too_large()).response()(scope, receive, named)
             else:
                 await self._app(scope, limited, named)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - this is where every exception ends
             _log.exception("http_internal", path=scope["path"], request_id=request_id)
-            if begun:
-                raise
-            await internal_reply(error).response()(scope, receive, named)
+            if not begun:  # else the server cuts the connection, unless the reply is complete
+                await internal_reply(error).response()(scope, receive, named)
 
     def _too_large(self) -> str:
         return f"the body has more than {self._max_body_bytes} bytes; send a shorter prompt or fewer of them"

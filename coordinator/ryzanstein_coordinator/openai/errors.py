@@ -109,7 +109,7 @@ def reply_of_validation(error: RequestValidationError) -> ErrorReply:
 
 
 def install_errors(app: FastAPI) -> None:
-    """Makes every failure of the application an OpenAI body. Unexpected ones end at the `Edge`."""
+    """Makes every failure of the application an OpenAI body. The `Edge` logs those that nobody expected."""
 
     async def status(_: Request, error: Exception) -> Response:
         return reply_of(cast("StatusError", error)).response()
@@ -127,6 +127,10 @@ def install_errors(app: FastAPI) -> None:
         response.headers.update(failure.headers or {})
         return response
 
+    async def defect(_: Request, error: Exception) -> Response:
+        return internal_reply(error).response()
+
+    app.add_exception_handler(Exception, defect)
     app.add_exception_handler(StatusError, status)
     app.add_exception_handler(BadRequestError, own)
     app.add_exception_handler(UnknownModelError, own)

@@ -74,12 +74,22 @@ def event_id(positions: Sequence[int]) -> str:
 
 
 async def subscribe(
-    front_door: FrontDoor, intake: Intake, call: GenerateCall, resume: Resume, sequence: int
+    front_door: FrontDoor,
+    intake: Intake,
+    call: GenerateCall,
+    resume: Resume,
+    sequence: int,
+    *,
+    drawn_seed: int | None = None,
 ) -> Subscription:
-    """To the request of that key if there is one, else to a new one. Raises StatusError, BadRequestError."""
+    """To the request of that key if there is one, else to a new one, with that seed if the call has none.
+
+    Raises StatusError, BadRequestError.
+    """
     call = replace(call, request_id=resume.request_id(sequence))
+    seeded = _with_seed(call, drawn_seed)
     if not call.request_id:
-        return await front_door.generate(call)
+        return await front_door.generate(seeded)
     intake.check(call)
     try:
         subscription = await front_door.attach(
@@ -88,13 +98,22 @@ async def subscribe(
     except StatusError as error:
         if error.code is not grpc.StatusCode.NOT_FOUND or resume.positions is not None:
             raise  # what the client has is of a request that nobody knows any more
-        return await front_door.generate(call)
+        return await front_door.generate(seeded)
     try:
         await _check_same(intake, call, subscription.record.spec)
     except BaseException:
         front_door.leave(subscription)
         raise
     return subscription
+
+
+def _with_seed(call: GenerateCall, seed: int | None) -> GenerateCall:
+    if seed is None or call.sampling.HasField("seed"):
+        return call
+    sampling = SamplingParams()
+    sampling.CopyFrom(call.sampling)
+    sampling.seed = seed
+    return replace(call, sampling=sampling)
 
 
 async def _check_same(intake: Intake, call: GenerateCall, known: RequestSpec) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from ryzanstein.v1.sampling_pb2 import SamplingParams
 
 from ..errors import shown
-from ..sampling_params import MAX_LOGPROBS, draw_seed
+from ..sampling_params import MAX_LOGPROBS
 from .errors import BadRequestError
 from .schemas import ChatRequest, CompletionRequest, GenerationRequest
 
@@ -79,10 +79,8 @@ def _common(request: GenerationRequest) -> SamplingParams:
     if request.seed is not None:
         # OpenAI's is a signed number: a negative one is taken as the same bits without a sign.
         params.seed = _within("seed", request.seed, -(2**63), 2**64 - 1) % 2**64
-    elif count_of(request) > 1:
-        params.seed = draw_seed()  # one for all of them, or their numbers would mean nothing
     if request.stop is not None:
-        params.stop.extend(_texts([request.stop] if isinstance(request.stop, str) else request.stop))
+        params.stop.extend(_texts(request.stop))
     for index, token_id in enumerate(request.stop_token_ids or ()):
         params.stop_token_ids.append(_within(f"stop_token_ids[{index}]", token_id, 0, _UINT32))
     for token_id, bias in (request.logit_bias or {}).items():

@@ -25,7 +25,17 @@ def _each(kind: type, name: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-Texts = Annotated[list[str], _each(str, "a text")]
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+#: One text or several. The last validator is asked first.
+Texts = Annotated[
+    list[str],
+    _each(str, "a text"),
+    BeforeValidator(_as_list),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
 Integers = Annotated[list[int], _each(int, "an integer")]
 Objects = Annotated[list[dict[str, Any]], _each(dict, "an object")]
 
@@ -99,7 +109,7 @@ class GenerationRequest(_Body):
     top_k: int | None = None
     min_p: float | None = None
     seed: int | None = None
-    stop: str | Texts | None = None
+    stop: Texts | None = None
     stop_token_ids: Integers | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
