@@ -149,16 +149,11 @@ class ControlPlane:
         for worker_id in self._workers.tick(draft):
             worker = draft.worker(worker_id)
             assert worker is not None
-            ttl_s = self._config.lease_ttl_s
             heard = draft.telemetry(worker_id)
             seen_s = worker.registered_at_s if heard is None else heard.heard_at_s
-            self._lose(
-                draft,
-                worker,
-                Cause.LEASE,
-                f"{_name(draft, worker)} was not heard of for {ttl_s:g} s",
-                seen_at_s=max(seen_s, draft.lease_floor_s) + self._config.suspect_after_s,
-            )
+            seen_s = max(seen_s, draft.lease_floor_s) + self._config.suspect_after_s
+            reason = f"{_name(draft, worker)} was not heard of for {self._config.lease_ttl_s:g} s"
+            self._lose(draft, worker, Cause.LEASE, reason, seen_at_s=seen_s)
         for group in draft.groups:
             self._look_for_fault(draft, group)
 
@@ -170,7 +165,7 @@ class ControlPlane:
         fault = self.monitor.fault(draft.now_s, group, workers, reports, draft.lease_floor_s)
         if fault is None:
             return
-        culprit = None if fault.culprit is None else draft.worker(fault.culprit)
+        culprit = draft.worker(fault.culprit or "")
         if TREATMENTS[fault.cause].lost and culprit is not None and culprit.alive:
             self._lose(draft, culprit, fault.cause, fault.reason)
         else:
@@ -236,6 +231,9 @@ class ControlPlane:
                     not_before_s=max(retry.not_before_s, draft.now_s + self._config.backoff_s),
                     reason=f"epoch {event.epoch} can't be stored: {event.reason}",
                 )
+            elif group.phase is Phase.SERVING:  # it was to be the one in reserve
+                not_before_s = draft.now_s + self._config.backoff_limit_s
+                draft.set_group(group.group_id, commit_failed=True, not_before_s=not_before_s)
 
     def _shard_loaded(self, draft: Draft, event: events.ShardLoaded) -> None:
         worker = draft.process(event.worker_id, event.incarnation)

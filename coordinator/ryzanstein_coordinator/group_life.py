@@ -230,10 +230,12 @@ class GroupLife:
                 draft.set_worker(worker.worker_id, group=None)
         draft.act(AnnounceReady(group.group_id, group.epoch, group.members[0], group.limits))
         draft.act(RememberMembers(group.group_id, group.epoch, group.members, group.limits.max_model_len))
-        if draft.committed_epoch <= draft.highest_epoch:
-            draft.act(CommitEpoch(draft.highest_epoch + 1))  # in reserve for the next fault
+        self._keep_reserve(draft)
 
     def _serving(self, draft: Draft, group: GroupRecord) -> None:
+        if group.commit_failed and draft.now_s >= group.not_before_s:
+            draft.set_group(group.group_id, commit_failed=False)
+            self._keep_reserve(draft)
         members = [_of(draft, member) for member in group.members]
         since_s = draft.now_s if group.serving_since_s is None else group.serving_since_s
         if draft.now_s - since_s >= self._config.stable_after_s:
@@ -249,6 +251,11 @@ class GroupLife:
             growth = self._sizes.grow(draft, draft.group(group.group_id))
             if growth is not None:
                 self.break_up(draft, group.group_id, growth)
+
+    def _keep_reserve(self, draft: Draft) -> None:
+        """One epoch is durable in advance, for the next fault or the next planned change."""
+        if draft.committed_epoch <= draft.highest_epoch:
+            draft.act(CommitEpoch(draft.highest_epoch + 1))
 
     def successor(self, draft: Draft, group: GroupRecord, leaving: WorkerRecord) -> WorkerRecord | None:
         """A standby that can take the rank of a worker that is to leave."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ryzanstein.model_plan import ModelConfig, tensor_parallel_sizes
 
 from .config import BLOCK_SIZE, OrchestratorConfig
-from .memory_ledger import format_bytes
+from .memory_ledger import MIB, format_bytes
 from .memory_plan import LEAST_MODEL_LEN, DeviceShare, MemoryPlan, MemoryPlanner
 
 _UTILIZATIONS = (0.92, 0.95, 0.97)
@@ -24,6 +24,7 @@ def what_would_fit(
     """Sentences, the least change first."""
     found = [
         _shorter(config, model, size, shares, refused),
+        _more_cache(config, model, size, shares, refused),
         _fewer_sequences(config, model, size, shares),
         _more_of_the_device(config, model, size, shares),
         _smaller_numbers(config, model, size, shares),
@@ -46,6 +47,23 @@ def _shorter(
         return ""
     most = min(plan.bounds.kv_tokens, config.max_model_len) // BLOCK_SIZE * BLOCK_SIZE
     return f"--max-model-len {most} fits" if most >= LEAST_MODEL_LEN else ""
+
+
+def _more_cache(
+    config: OrchestratorConfig,
+    model: ModelConfig,
+    size: int,
+    shares: tuple[DeviceShare, ...],
+    refused: MemoryPlan,
+) -> str:
+    if config.kv_cache_bytes is None or config.max_model_len is None:
+        return ""
+    blocks = 1 + -(-config.max_model_len // BLOCK_SIZE)  # block 0 is the scratch block
+    mebibytes = -(-blocks * BLOCK_SIZE * refused.kv_bytes_per_token // MIB)
+    if mebibytes == 0:  # the model can't be split so
+        return ""
+    fits = MemoryPlanner(replace(config, kv_cache_bytes=mebibytes * MIB), model).plan(size, shares).fits
+    return f"--kv-cache-memory {mebibytes}MiB fits" if fits else ""
 
 
 def _fewer_sequences(

@@ -13,6 +13,8 @@ from ryzanstein_coordinator.worker_record import DeviceRecord, Shard, ShardKey, 
 
 GIB = 1024**3
 MIB = 1024**2
+#: KV cache per rank that holds the whole context of `tiny_model` in two ranks, and not in one.
+FOR_TWO_RANKS_ONLY = (256 + 16) * 2 * 2 * 2 * 8 * 4
 
 
 def tiny_model(**changes: Any) -> ModelConfig:

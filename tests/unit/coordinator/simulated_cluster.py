@@ -65,6 +65,8 @@ class SimulatedCluster:
         self.state = self.control.initial(self.now_s, committed_epoch=0, previous={})
         self.processes: dict[str, Process] = {}
         self.ready: dict[str, int] = {}
+        #: By group: tokens that its streams may have.
+        self.promised: dict[str, int] = {}
         self.history: list[tuple[float, Action]] = []
         self.actions = 0
         self.disk_works = True
@@ -214,6 +216,8 @@ class SimulatedCluster:
                     "a group is ready twice in one epoch"
                 )
                 self.ready[action.group_id] = action.epoch
+                promised = self.promised.setdefault(action.group_id, action.limits.max_model_len)
+                assert action.limits.max_model_len >= promised, "streams that run do not fit any more"
             case actions.DrainProcess():
                 self._call(action.worker_id, action.incarnation, self._leave)
             case (
@@ -349,7 +353,9 @@ class SimulatedCluster:
         if action.epoch < process.seen_epoch:
             self._reply(process, events.JoinFailed(*identity, True, "FAILED_PRECONDITION: stale epoch"))
             return
-        process.shards = {key for key in process.shards if (key.rank, key.size) == (rank, len(action.members))}
+        process.shards = {
+            key for key in process.shards if (key.rank, key.size) == (rank, len(action.members))
+        }
         assert process.shards, "a worker joins with another rank's shard"
         process.seen_epoch = action.epoch
         if process.worker_id in self.cannot_join:
