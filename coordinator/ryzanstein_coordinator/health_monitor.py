@@ -89,7 +89,7 @@ class HealthMonitor:
                 reason=f"the leader {group.leader} does not take requests",
                 seen_at_s=now_s,
             )
-        return self._left(now_s, group, reports) or self._stuck(now_s, group, reports, floor_s)
+        return self._left(now_s, group, reports) or self._stuck(now_s, group, reports)
 
     def progress_deadline_s(self, group: GroupRecord) -> float:
         """No step takes longer than this, unless the engine is stuck."""
@@ -127,7 +127,7 @@ class HealthMonitor:
             # What the next tick will find is true already.
             if report is None or self.lease(now_s, worker, report, state.lease_floor_s).expired:
                 return f"{member.worker_id} (rank {member.rank}) was not heard of for a lease"
-            age_s = _progress_age_s(now_s, report, state.lease_floor_s)
+            age_s = report.progress_age_s
             if report.epoch == group.epoch and age_s > self.progress_deadline_s(group):
                 return f"{member.worker_id} (rank {member.rank}) finished no step for {age_s:.0f} s"
         return ""
@@ -147,12 +147,12 @@ class HealthMonitor:
                 )
         return None
 
-    def _stuck(
-        self, now_s: float, group: GroupRecord, reports: list[tuple[str, Telemetry]], floor_s: float
-    ) -> Fault | None:
+    def _stuck(self, now_s: float, group: GroupRecord, reports: list[tuple[str, Telemetry]]) -> Fault | None:
         deadline_s = self.progress_deadline_s(group)
         inside = [(worker_id, report) for worker_id, report in reports if report.epoch == group.epoch]
-        oldest_s = max((_progress_age_s(now_s, report, floor_s) for _, report in inside), default=0.0)
+        # As it was told. What has passed since proves nothing: who is silent is the lease's business, and a rank whose
+        # engine goes on again says so with its next heartbeat.
+        oldest_s = max((report.progress_age_s for _, report in inside), default=0.0)
         if oldest_s <= deadline_s:
             return None
         # The rank that has entered the fewest collectives is the one that the others wait for.
@@ -173,11 +173,6 @@ class HealthMonitor:
 
 def _position(report: Telemetry) -> tuple[int, int]:
     return report.collective_sequence, report.step
-
-
-def _progress_age_s(now_s: float, report: Telemetry, floor_s: float) -> float:
-    """The age that the worker told, plus what has passed since while the coordinator was there to hear more."""
-    return report.progress_age_s + max(0.0, now_s - max(report.heard_at_s, floor_s))
 
 
 def _reported(now_s: float, group: GroupRecord, worker: WorkerRecord, fault: FaultReport) -> Fault:
