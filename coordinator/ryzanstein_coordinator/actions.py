@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .group_record import EngineBounds, Member
+from .group_record import Cause, EngineBounds, Member
 from .worker_record import ShardKey
 
 
@@ -87,6 +87,7 @@ class AnnounceLost:
     group_id: str
     epoch: int
     reason: str
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from .group_record import GroupRecord, GroupState, Phase
+from .group_record import GroupRecord, GroupState, Phase, Recovery
 from .state import ClusterState, worker_state
 from .worker_record import WorkerRecord, WorkerState
 
@@ -41,18 +41,41 @@ def _log_group(old: GroupRecord, new: GroupRecord) -> None:
     recovery = new.recovery
     if recovery is None or recovery == old.recovery:
         return
-    if recovery.reformed_at_s is not None and (old.recovery is None or old.recovery.is_open):
-        fenced_s = None if recovery.fenced_at_s is None else recovery.fenced_at_s - recovery.seen_at_s
-        log.info(
-            "recovered",
-            group=new.group_id,
-            epoch=new.epoch,
-            cause=recovery.cause.value,
-            culprit=None if recovery.culprit is None else recovery.culprit.worker_id,
-            fenced_s=fenced_s,
-            reformed_s=recovery.reformed_at_s - recovery.seen_at_s,
-            reason=recovery.reason,
-        )
+    before = old.recovery
+    if before is not None and before.detected_at_s != recovery.detected_at_s:
+        if not before.is_complete:  # another fault came before its streams were back
+            _log_recovery(new.group_id, before)
+        before = None
+    if recovery.is_complete and (before is None or not before.is_complete):
+        _log_recovery(new.group_id, recovery)
+
+
+def _log_recovery(group_id: str, recovery: Recovery) -> None:
+    """The one line of a fault: who, why, how long, and where every rank stood. Seconds since the fault was seen."""
+
+    def since(moment_s: float | None) -> float | None:
+        return None if moment_s is None else round(moment_s - recovery.seen_at_s, 4)
+
+    culprit = recovery.culprit
+    log.warning(
+        "recovery",
+        group=group_id,
+        epoch=recovery.epoch,
+        broken_epoch=recovery.broken_epoch,
+        cause=recovery.cause.value,
+        culprit=None if culprit is None else culprit.worker_id,
+        rank=None if culprit is None else culprit.rank,
+        host=None if culprit is None else culprit.host,
+        device=None if culprit is None else culprit.device,
+        pid=None if culprit is None else culprit.pid,
+        detected_s=since(recovery.detected_at_s),
+        fenced_s=since(recovery.fenced_at_s),
+        reformed_s=since(recovery.reformed_at_s),
+        first_token_s=since(recovery.first_token_at_s),
+        requests_resumed=recovery.requests_resumed,
+        ranks={report.rank: f"{report.collective or 'none'} #{report.sequence}" for report in recovery.ranks},
+        reason=recovery.reason,
+    )
 
 
 def _log_worker(

@@ -75,6 +75,13 @@ def _workers(state: ClusterState, now_s: float, families: dict[str, GaugeMetricF
         if report is None:
             continue
         families["heartbeat_age_seconds"].add_metric([worker_id], max(0.0, now_s - report.heard_at_s))
+        for family, number in (
+            ("gpu_utilization_ratio", report.utilization_ratio),
+            ("gpu_temperature_celsius", report.temperature_celsius),
+            ("gpu_ecc_errors_total", report.ecc_errors),
+        ):
+            if number is not None:
+                families[family].add_metric([worker_id], number)
         # Ranks of several groups would be one series: the first group speaks for them.
         if worker.rank is not None and worker.group == state.groups[0].group_id:
             families["communication_ratio"].add_metric([str(worker.rank)], report.communication_ratio)

@@ -215,10 +215,14 @@ class ControlPlane:
     def _beat(self, draft: Draft, event: events.Beat) -> None:
         self._workers.beat(draft, event)
         worker = draft.process(event.worker_id, event.incarnation)
-        if event.telemetry.fault is not None and worker is not None:
-            group = draft.find_group(worker.group)
-            if group is not None and worker.rank is not None:
-                self._look_for_fault(draft, group)
+        heard = event.telemetry
+        group = None if worker is None else draft.find_group(worker.group)
+        if worker is None or group is None or not (heard.fault is not None or heard.device_failure):
+            return
+        if worker.rank is not None:
+            self._look_for_fault(draft, group)
+        elif group.recovering and group.recovery is not None:
+            draft.set_group(group.group_id, recovery=self.recovery.hear(group.recovery, worker, heard))
 
     def _commit_failed(self, draft: Draft, event: events.CommitFailed) -> None:
         for group in draft.groups:
@@ -271,7 +275,8 @@ class ControlPlane:
         if group is None or recovery is None or recovery.epoch != event.epoch:
             return
         if isinstance(event, events.RequestsResumed):
-            recovery = replace(recovery, requests_resumed=recovery.requests_resumed + event.count)
+            resumed = recovery.requests_resumed + event.count
+            recovery = replace(recovery, requests_resumed=resumed, told=True)
         elif recovery.first_token_at_s is None:
             recovery = replace(recovery, first_token_at_s=max(event.at_s, recovery.seen_at_s))
         draft.set_group(group.group_id, recovery=recovery, stream_breaks=0)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from .actions import AnnounceLost, CommitEpoch, LeaveEpoch
 from .config import OrchestratorConfig
 from .draft import Draft
-from .group_record import GroupRecord, Phase
+from .group_record import Cause, GroupRecord, Phase
 
 
 class EpochChange:
@@ -18,7 +18,7 @@ class EpochChange:
     def __init__(self, config: OrchestratorConfig) -> None:
         self._config = config
 
-    def begin(self, draft: Draft, group_id: str, reason: str) -> None:
+    def begin(self, draft: Draft, group_id: str, reason: str, cause: Cause | None = None) -> None:
         """Leaves the epoch that stands or forms, and takes the next number.
 
         The number is announced (to workers, by Abort, and to people) only when it is durable. One is kept in
@@ -32,7 +32,7 @@ class EpochChange:
         if joined:
             draft.act(LeaveEpoch(group_id, group.epoch))
         if group.phase is Phase.SERVING:
-            draft.act(AnnounceLost(group_id, group.epoch, reason))
+            draft.act(AnnounceLost(group_id, group.epoch, reason, cause))
         draft.highest_epoch += 1
         draft.set_group(
             group_id,

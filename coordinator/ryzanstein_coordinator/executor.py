@@ -17,6 +17,7 @@ from .actions import Action
 from .calls import WorkerCalls, limits_message
 from .epoch_store import EpochStore, StoreError
 from .events import Event
+from .group_record import Cause
 from .state import ClusterState
 from .workers import Workers
 
@@ -38,7 +39,7 @@ class GroupListener(Protocol):
     ) -> int:
         """The group serves; returns how many unfinished requests are submitted to it again."""
 
-    def group_lost(self, group_id: str, epoch: int, reason: str) -> None:
+    def group_lost(self, group_id: str, epoch: int, reason: str, cause: Cause | None = None) -> None:
         """The group serves no more."""
 
     def counts(self) -> tuple[int, int]:
@@ -91,7 +92,7 @@ class Executor:
                 self._announce_ready(action)
             case actions.AnnounceLost():
                 if self.router is not None:
-                    self.router.group_lost(action.group_id, action.epoch, action.reason)
+                    self.router.group_lost(action.group_id, action.epoch, action.reason, action.cause)
             case actions.DrainProcess():
                 self._calls.drain(action)
             case actions.DropWorker():
@@ -121,8 +122,7 @@ class Executor:
             return
         limits = limits_message(action.limits)
         resumed = self.router.group_ready(action.group_id, action.epoch, leader.stub, limits)
-        if resumed:
-            self._emit(events.RequestsResumed(action.group_id, action.epoch, resumed))
+        self._emit(events.RequestsResumed(action.group_id, action.epoch, resumed))
 
     async def _commit(self, epoch: int) -> None:
         loop = asyncio.get_running_loop()

@@ -4,12 +4,14 @@ reason.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from .config import OrchestratorConfig
 from .group_record import Cause, CulpritRecord, GroupRecord, Recovery
 from .health_monitor import Fault
-from .worker_record import WorkerRecord
+from .rank_reports import reports_at_fault, updated
+from .worker_record import Telemetry, WorkerRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,8 @@ TREATMENTS = {
     Cause.COLLECTIVE: Treatment(strike=True, may_repeat=True),
     Cause.STUCK: Treatment(strike=True, may_repeat=True),
     Cause.DEVICE: Treatment(failed=True),
-    Cause.MEMORY: Treatment(strike=True, may_repeat=True),
+    # Its weights are in memory and it did nothing wrong: what it was asked for was too large (see `suspicion`).
+    Cause.MEMORY: Treatment(may_repeat=True),
     Cause.ENGINE: Treatment(strike=True, may_repeat=True),
     Cause.STREAM: Treatment(strike=True, may_repeat=True),
     Cause.DRAIN: Treatment(),
@@ -80,8 +83,15 @@ class FailureRecoveryManager:
             return replace(culprit, strikes=culprit.strikes + 1)
         return culprit
 
-    def open(self, now_s: float, group: GroupRecord, fault: Fault, culprit: WorkerRecord | None) -> Recovery:
-        """The record of a recovery that begins now."""
+    def open(
+        self,
+        now_s: float,
+        group: GroupRecord,
+        fault: Fault,
+        culprit: WorkerRecord | None,
+        telemetry: Mapping[str, Telemetry | None],
+    ) -> Recovery:
+        """The record of a recovery that begins now. `telemetry`: what the members told last."""
         return Recovery(
             epoch=group.epoch,
             cause=fault.cause,
@@ -89,8 +99,35 @@ class FailureRecoveryManager:
             reason=fault.reason,
             seen_at_s=min(fault.seen_at_s, now_s),
             detected_at_s=now_s,
+            broken_epoch=group.epoch,
             members=group.members,
+            ranks=reports_at_fault(group.members, telemetry, group.epoch),
         )
+
+    def hear(self, recovery: Recovery, worker: WorkerRecord, heard: Telemetry) -> Recovery:
+        """What a survivor tells when it has left: where it stood, and whether it was its own fault.
+
+        Only what a rank says against itself changes who is to blame: one that was told to leave looks to its peers
+        like one that failed.
+        """
+        member = next((m for m in recovery.members if m.incarnation == worker.incarnation), None)
+        fault = heard.fault
+        if member is None or fault is None or fault.epoch != recovery.broken_epoch:
+            return recovery
+        ranks = tuple(
+            updated(report, heard, recovery.broken_epoch) if report.rank == member.rank else report
+            for report in recovery.ranks
+        )
+        if ranks != recovery.ranks:
+            recovery = replace(recovery, ranks=ranks)
+        if (
+            recovery.cause is Cause.COLLECTIVE
+            and fault.kind == "collective"
+            and fault.peer_rank == member.rank
+        ):
+            reason = f"{worker.worker_id} (rank {member.rank}) reports: {fault.message}"
+            recovery = replace(recovery, culprit=_culprit_at(worker, member.rank), reason=reason)
+        return recovery
 
     def blame(self, recovery: Recovery, cause: Cause, worker: WorkerRecord, reason: str) -> Recovery:
         """Better evidence after the fact: a survivor's report is often ahead of the news that a process died.
@@ -101,14 +138,7 @@ class FailureRecoveryManager:
         member = next((m for m in recovery.members if m.incarnation == worker.incarnation), None)
         if member is None or recovery.cause in (Cause.PROCESS, Cause.LEASE, Cause.DEVICE):
             return recovery
-        culprit = CulpritRecord(
-            worker_id=worker.worker_id,
-            rank=member.rank,
-            host=worker.host,
-            device=worker.device.name,
-            pid=worker.pid,
-        )
-        return replace(recovery, cause=cause, culprit=culprit, reason=reason)
+        return replace(recovery, cause=cause, culprit=_culprit_at(worker, member.rank), reason=reason)
 
     def retry(self, now_s: float, group: GroupRecord, *, may_repeat: bool) -> Retry:
         """The pause before the next attempt: none after the first failure, then doubling, never longer than
@@ -149,6 +179,10 @@ class FailureRecoveryManager:
 
 def _culprit(worker: WorkerRecord, group: GroupRecord) -> CulpritRecord:
     rank = next((m.rank for m in group.members if m.worker_id == worker.worker_id), None)
+    return _culprit_at(worker, rank)
+
+
+def _culprit_at(worker: WorkerRecord, rank: int | None) -> CulpritRecord:
     return CulpritRecord(
         worker_id=worker.worker_id, rank=rank, host=worker.host, device=worker.device.name, pid=worker.pid
     )

@@ -96,6 +96,16 @@ class CulpritRecord:
     pid: int
 
 
+@dataclass(frozen=True, slots=True)
+class RankReport:
+    """The collective that a rank of the broken epoch began last; empty: it told of none."""
+
+    rank: int
+    worker_id: str
+    collective: str = ""
+    sequence: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
     """One fault and what became of it. Moments are on the coordinator's clock."""
@@ -112,13 +122,22 @@ class Recovery:
     reformed_at_s: float | None = None
     first_token_at_s: float | None = None
     requests_resumed: int = 0
-    #: The members of the epoch that broke.
+    #: `requests_resumed` is known: the router has said.
+    told: bool = False
+    #: The epoch that broke, its members, and where each of them stood.
+    broken_epoch: int = 0
     members: tuple[Member, ...] = ()
+    ranks: tuple[RankReport, ...] = ()
 
     @property
     def is_open(self) -> bool:
         """The group does not serve again yet."""
         return self.reformed_at_s is None
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing more will be known of it: streams flow again, or there was none."""
+        return self.told and (self.first_token_at_s is not None or not self.requests_resumed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

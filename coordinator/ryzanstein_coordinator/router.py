@@ -21,6 +21,7 @@ from ryzanstein.wire import unavailable
 
 from .dispatch import WaitingQueue, choose_group, replay_order
 from .errors import internal
+from .group_record import Cause
 from .observers import GroupEvents, NoGroupEvents, NoMetrics, RequestMetrics
 from .patience import overdue
 from .recording import Broken, record_from_caller, record_step, tell_step
@@ -106,7 +107,7 @@ class Router:
         _log.info("group_ready", group=group_id, epoch=epoch, resumed=resumed, waiting=len(self._queue))
         return resumed
 
-    def group_lost(self, group_id: str, epoch: int, reason: str) -> None:
+    def group_lost(self, group_id: str, epoch: int, reason: str, cause: Cause | None = None) -> None:
         """The group does not serve any more. Its streams stall until it does, or until they move."""
         group = self._groups.get(group_id)
         if group is None or epoch < group.epoch or group.lost_at is not None:

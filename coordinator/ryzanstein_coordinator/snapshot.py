@@ -49,7 +49,10 @@ def telemetry_of(now_s: float, request: cluster_pb2.HeartbeatRequest, total_byte
             message=request.fault.message,
             epoch=request.fault.epoch,
             peer_rank=request.fault.peer_rank if request.fault.HasField("peer_rank") else None,
+            collective=request.fault.collective.name,
+            collective_sequence=request.fault.collective.sequence,
         )
+    health = request.device_health
     return Telemetry(
         heard_at_s=now_s,
         epoch=request.epoch,
@@ -67,6 +70,14 @@ def telemetry_of(now_s: float, request: cluster_pb2.HeartbeatRequest, total_byte
         step_duration_s=_number(request.step_duration_s),
         leaving=request.state == cluster_pb2.WORKER_STATE_DRAINING,
         fault=fault,
+        device_failure=health.failure,
+        utilization_ratio=min(1.0, _number(health.utilization_ratio))
+        if health.HasField("utilization_ratio")
+        else None,
+        temperature_celsius=_number(health.temperature_celsius)
+        if health.HasField("temperature_celsius")
+        else None,
+        ecc_errors=health.ecc_errors if health.HasField("ecc_errors") else None,
     )
 
 
@@ -177,6 +188,18 @@ def _recovery(recovery: Recovery) -> operations_pb2.RecoveryStatus:
         first_token_s=since(recovery.first_token_at_s),
         requests_resumed=recovery.requests_resumed,
         reason=recovery.reason,
+        ranks=[
+            operations_pb2.RankReport(
+                rank=report.rank,
+                worker_id=report.worker_id,
+                last_collective=operations_pb2.CollectiveStatus(
+                    name=report.collective, sequence=report.sequence
+                )
+                if report.collective
+                else None,
+            )
+            for report in recovery.ranks
+        ],
     )
     culprit = recovery.culprit
     if culprit is not None:

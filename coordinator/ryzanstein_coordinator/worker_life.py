@@ -62,6 +62,9 @@ class WorkerLife:
         ):
             draft.visible()
         worker = draft.set_worker(worker.worker_id, suspect=False, heard=True)
+        if report.device_failure and not worker.failed_reason:  # no rank is given to it any more
+            reason = f"its device {worker.device.name} has failed: {report.device_failure}"
+            worker = draft.set_worker(worker.worker_id, failed_reason=reason)
         if report.leaving and not worker.draining:
             worker = draft.set_worker(worker.worker_id, draining=True)
         if report.epoch and worker.rank is None and not worker.fence_epoch and worker.usable:

@@ -154,7 +154,11 @@ class FaultReport:
     kind: str
     message: str
     epoch: int
+    #: To blame: it did not answer, or what it gave was of no use.
     peer_rank: int | None = None
+    #: The operation that was begun last.
+    collective: str = ""
+    collective_sequence: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,3 +181,9 @@ class Telemetry:
     step_duration_s: float = 0.0
     leaving: bool = False
     fault: FaultReport | None = None
+    #: Why its device can't be relied on; empty: it can.
+    device_failure: str = ""
+    #: What a GPU says of itself; None: it does not.
+    utilization_ratio: float | None = None
+    temperature_celsius: float | None = None
+    ecc_errors: int | None = None

@@ -286,11 +286,8 @@ class RankReport(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     WORKER_ID_FIELD_NUMBER: _builtins.int
     LAST_COLLECTIVE_FIELD_NUMBER: _builtins.int
-    STEP_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     worker_id: _builtins.str
-    step: _builtins.int
-    """The last step that it had finished, as of its last heartbeat."""
     @_builtins.property
     def last_collective(self) -> Global___CollectiveStatus:
         """The collective that it began last; null: it told of none."""
@@ -301,11 +298,10 @@ class RankReport(_message.Message):
         rank: _builtins.int = ...,
         worker_id: _builtins.str = ...,
         last_collective: Global___CollectiveStatus | None = ...,
-        step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_collective", b"_last_collective", "last_collective", b"last_collective"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_collective", b"_last_collective", "last_collective", b"last_collective", "rank", b"rank", "step", b"step", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_collective", b"_last_collective", "last_collective", b"last_collective", "rank", b"rank", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_collective: _TypeAlias = _typing.Literal["last_collective"]  # noqa: Y015
     _WhichOneofArgType__last_collective: _TypeAlias = _typing.Literal["_last_collective", b"_last_collective"]  # noqa: Y015

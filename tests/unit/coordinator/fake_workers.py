@@ -30,6 +30,7 @@ from ryzanstein.wire import (
 from ryzanstein_coordinator.cluster_service import ClusterServicer
 from ryzanstein_coordinator.config import OrchestratorConfig
 from ryzanstein_coordinator.epoch_store import EpochStore
+from ryzanstein_coordinator.group_record import Cause
 from ryzanstein_coordinator.metrics import Metrics
 from ryzanstein_coordinator.operations_service import OperationsServicer
 from ryzanstein_coordinator.orchestrator import MultiGPUOrchestrator
@@ -56,7 +57,7 @@ class RecordingRouter:
         self.limits = limits
         return self.resumed
 
-    def group_lost(self, group_id: str, epoch: int, reason: str) -> None:
+    def group_lost(self, group_id: str, epoch: int, reason: str, cause: Cause | None = None) -> None:
         self.told.append(("lost", group_id, epoch))
 
     def counts(self) -> tuple[int, int]:

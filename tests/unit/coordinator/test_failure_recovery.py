@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ryzanstein_coordinator.failure_recovery import TREATMENTS, FailureRecoveryManager
-from ryzanstein_coordinator.group_record import Cause, GroupRecord, Member, Phase, Recovery
+from ryzanstein_coordinator.group_record import Cause, GroupRecord, Member, Phase, RankReport, Recovery
 from ryzanstein_coordinator.health_monitor import Fault
+from ryzanstein_coordinator.worker_record import FaultReport, Telemetry
 
 from .cluster_builders import configuration, worker
 
@@ -22,23 +23,34 @@ GROUP = GroupRecord(
 )
 
 
+HEARD = {
+    "w0": Telemetry(heard_at_s=99.9, epoch=7, collective="all_reduce", collective_sequence=31),
+    "w1": Telemetry(heard_at_s=99.8, epoch=6, collective="barrier", collective_sequence=2),
+}
+
+
 def a_fault(cause: Cause, culprit: str | None = "w1") -> Fault:
     return Fault(cause=cause, culprit=culprit, reason="it broke", seen_at_s=99.5)
 
 
 def opened(cause: Cause) -> Recovery:
-    return MANAGER.open(100.0, GROUP, a_fault(cause), worker("w1"))
+    return MANAGER.open(100.0, GROUP, a_fault(cause), worker("w1"), HEARD)
 
 
 def test_every_cause_has_its_treatment() -> None:
     assert set(TREATMENTS) == set(Cause)
 
 
-@pytest.mark.parametrize("cause", [Cause.COLLECTIVE, Cause.STUCK, Cause.MEMORY, Cause.ENGINE])
+@pytest.mark.parametrize("cause", [Cause.COLLECTIVE, Cause.STUCK, Cause.ENGINE])
 def test_a_culprit_that_lives_gets_a_strike(cause: Cause) -> None:
     treated = MANAGER.treat(a_fault(cause), worker("w1", strikes=1))
     assert treated is not None
     assert (treated.strikes, treated.failed_reason) == (2, "")
+
+
+def test_a_worker_whose_memory_ran_out_keeps_its_place() -> None:
+    """What it was asked for was too large; its weights are where they were."""
+    assert MANAGER.treat(a_fault(Cause.MEMORY), worker("w1")) == worker("w1")
 
 
 def test_a_broken_device_takes_its_worker_out_of_service() -> None:
@@ -57,6 +69,39 @@ def test_a_recovery_names_the_culprit_as_it_was() -> None:
     assert (recovery.culprit.worker_id, recovery.culprit.rank, recovery.culprit.pid) == ("w1", 1, 100)
     assert (recovery.seen_at_s, recovery.detected_at_s) == (99.5, 100.0)
     assert recovery.is_open
+
+
+def left(epoch: int, peer_rank: int | None, sequence: int, kind: str = "collective") -> Telemetry:
+    """What a worker tells that has left an epoch for a fault."""
+    fault = FaultReport(
+        kind=kind,
+        message="it says so",
+        epoch=epoch,
+        peer_rank=peer_rank,
+        collective="all_gather",
+        collective_sequence=sequence,
+    )
+    return Telemetry(heard_at_s=100.1, fault=fault)
+
+
+def test_a_recovery_tells_where_every_rank_stood_as_far_as_it_is_known() -> None:
+    recovery = opened(Cause.COLLECTIVE)
+    assert recovery.broken_epoch == 7
+    assert recovery.ranks == (RankReport(0, "w0", "all_reduce", 31), RankReport(1, "w1"))
+    later = MANAGER.hear(recovery, worker("w1"), left(7, None, 33))
+    assert later.ranks[1] == RankReport(1, "w1", "all_gather", 33)
+    assert MANAGER.hear(later, worker("w1"), left(6, 1, 99)) is later, "of an epoch before"
+    assert MANAGER.hear(later, worker("w9"), left(7, 1, 99)) is later, "of no member"
+
+
+def test_what_a_rank_says_against_itself_is_believed_and_what_it_says_of_others_afterwards_is_not() -> None:
+    group = MANAGER.open(100.0, GROUP, a_fault(Cause.COLLECTIVE, None), None, HEARD)
+    assert MANAGER.hear(group, worker("w0"), left(7, 1, 31)).culprit is None
+    blamed = MANAGER.hear(group, worker("w0"), left(7, 0, 31))
+    assert blamed.culprit is not None
+    assert (blamed.culprit.worker_id, blamed.reason) == ("w0", "w0 (rank 0) reports: it says so")
+    dead = opened(Cause.PROCESS)
+    assert MANAGER.hear(dead, worker("w0"), left(7, 0, 31)).culprit == dead.culprit
 
 
 def test_a_death_explains_the_collective_that_failed_before() -> None:
