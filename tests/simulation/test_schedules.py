@@ -14,7 +14,7 @@ import pytest
 from .plan import plan_of
 from .schedule import run_plan, run_seed
 
-SCHEDULES = int(os.environ.get("RYZANSTEIN_SCHEDULES", "600"))
+SCHEDULES = int(os.environ.get("RYZANSTEIN_SCHEDULES", "400"))
 _BATCH = 50
 
 
