@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from .requests import RequestRecord
+from .suspicion import next_held
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +48,30 @@ def _replay_key(record: RequestRecord) -> tuple[int, int, int]:
 
 
 class WaitingQueue:
-    """Requests that no group has: streams that had begun first, then by priority, then by arrival."""
+    """Requests that no group has: streams that had begun first, then by priority, then by arrival. Those that may
+    have broken their group are held apart."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[tuple[int, int, int], int, RequestRecord]] = []
         self._number = 0
         self._entries: dict[int, int] = {}  # arrival → number of its entry that counts
+        self._held: dict[int, RequestRecord] = {}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._entries) + len(self._held)
 
     def push(self, record: RequestRecord) -> None:
-        """Its place must be WAITING."""
+        """Its place must be WAITING. If it is here already, it gets the place that it deserves now."""
+        if record.suspicion.is_held:
+            self.discard(record)
+            self._held[record.arrival] = record
+            return
         self._number += 1
         self._entries[record.arrival] = self._number
         heapq.heappush(self._heap, (_replay_key(record), self._number, record))
 
     def pop(self) -> RequestRecord | None:
-        """The next one; None if nobody waits."""
+        """The next one that is not held apart; None if there is none."""
         while self._heap:
             _, number, record = heapq.heappop(self._heap)
             if self._entries.get(record.arrival) == number:
@@ -72,8 +79,14 @@ class WaitingQueue:
                 return record
         return None
 
+    def pop_held(self, running: Collection[RequestRecord]) -> RequestRecord | None:
+        """One of those held apart that may join what runs in a group; see `suspicion`."""
+        record = next_held(self._held.values(), running) if self._held else None
+        return None if record is None else self._held.pop(record.arrival)
+
     def discard(self, record: RequestRecord) -> None:
         """It ended while it waited."""
+        self._held.pop(record.arrival, None)
         self._entries.pop(record.arrival, None)
         if len(self._heap) > 64 and len(self._heap) > 2 * len(self._entries):
             self._heap = [entry for entry in self._heap if self._entries.get(entry[2].arrival) == entry[1]]
@@ -81,4 +94,5 @@ class WaitingQueue:
 
     def records(self) -> Sequence[RequestRecord]:
         """All that wait, in no order."""
-        return [record for _, number, record in self._heap if self._entries.get(record.arrival) == number]
+        queued = [record for _, number, record in self._heap if self._entries.get(record.arrival) == number]
+        return [*queued, *self._held.values()]

@@ -8,6 +8,20 @@ from dataclasses import dataclass
 from .serving_group import ServingGroup
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterConfig:
+    """Bounds of waiting. All in seconds."""
+
+    #: Without any group that serves, requests wait so long and are then UNAVAILABLE. Longer than the wait
+    #: for a dead rank's replacement, or streams would end just before a smaller group takes them up.
+    no_group_grace_s: float = 45.0
+    #: A stream whose group is gone moves to another group that serves after so long. Longer than a group
+    #: with a hot spare needs to come back, because moving means prefilling elsewhere.
+    move_after_s: float = 2.0
+    #: Sequences that a group runs at once, for as long as none has said.
+    default_max_num_seqs: int = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Overdue:
     """What has waited long enough by now."""

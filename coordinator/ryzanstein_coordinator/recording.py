@@ -20,7 +20,7 @@ from ryzanstein.v1.shard_worker_pb2 import ExecuteResponse, SequenceOutput
 
 from .errors import internal
 from .observers import RequestMetrics
-from .requests import Ending, RequestRecord
+from .requests import Ending, RequestRecord, Suspicion
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,8 @@ class StepResult:
     generated: int = 0
     ended: list[Ended] = field(default_factory=list)
     broken: list[Broken] = field(default_factory=list)
+    #: Some request that a fault had touched has a token again.
+    cleared: bool = False
     #: Seconds from admission, of requests whose first token this was.
     first_tokens_s: list[float] = field(default_factory=list)
     #: Seconds since the token before → number of streams. Most streams of a step share one value.
@@ -74,6 +76,9 @@ def record_step(
                 result.broken.append(Broken(record, f"token {output.first_index} came, {before} is next"))
                 continue
             _take_time(record, now, result)
+            if record.suspicion.breaks:
+                record.suspicion = Suspicion()
+                result.cleared = True
             if not before:
                 record.cached_tokens = output.cached_tokens
             try:

@@ -84,6 +84,30 @@ class Timings:
         return (now if self.ended_at is None else self.ended_at) - self.admitted_at
 
 
+#: A request whose group broke so often since its last token may be what breaks it.
+SUSPECT_AFTER = 2
+
+
+@dataclass(slots=True)
+class Suspicion:
+    """Faults of its group since a request's last new token; see `suspicion`."""
+
+    breaks: int = 0
+    #: Of these, while it was the only suspect there.
+    alone: int = 0
+    #: The memory ran out, and it was the largest request there.
+    preempted: bool = False
+
+    @property
+    def is_suspect(self) -> bool:
+        return self.breaks >= SUSPECT_AFTER
+
+    @property
+    def is_held(self) -> bool:
+        """It is not submitted with all the others."""
+        return self.preempted or self.is_suspect
+
+
 @dataclass(slots=True, eq=False)
 class RequestRecord:
     """One request. Changed by the router and the front door only, in the event loop."""
@@ -102,6 +126,7 @@ class RequestRecord:
     cached_tokens: int = 0
     #: How often its stream from the leader broke its promise.
     violations: int = 0
+    suspicion: Suspicion = field(default_factory=Suspicion)
     ending: Ending | None = None
     listeners: set[Subscription] = field(default_factory=set)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
@@ -23,32 +22,21 @@ from .dispatch import WaitingQueue, choose_group, replay_order
 from .errors import internal
 from .group_record import Cause
 from .observers import GroupEvents, NoGroupEvents, NoMetrics, RequestMetrics
-from .patience import overdue
+from .patience import RouterConfig, overdue
 from .recording import Broken, record_from_caller, record_step, tell_step
 from .requests import Clock, Ending, Place, RequestRecord
 from .serving_group import ServingGroup
+from .suspicion import after_break
 
 if TYPE_CHECKING:  # the name exists for type checkers only
     from ryzanstein.v1.shard_worker_pb2_grpc import ShardWorkerServiceAsyncStub
+
+__all__ = ["Router", "RouterConfig"]
 
 _log = structlog.get_logger()
 
 #: How often one request's stream from the leader may be wrong before the request is given up.
 _MOST_VIOLATIONS = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouterConfig:
-    """Bounds of waiting. All in seconds."""
-
-    #: Without any group that serves, requests wait so long and are then UNAVAILABLE. Longer than the wait
-    #: for a dead rank's replacement, or streams would end just before a smaller group takes them up.
-    no_group_grace_s: float = 45.0
-    #: A stream whose group is gone moves to another group that serves after so long. Longer than a group
-    #: with a hot spare needs to come back, because moving means prefilling elsewhere.
-    move_after_s: float = 2.0
-    #: Sequences that a group runs at once, for as long as none has said.
-    default_max_num_seqs: int = 64
 
 
 class Router:
@@ -108,12 +96,19 @@ class Router:
         return resumed
 
     def group_lost(self, group_id: str, epoch: int, reason: str, cause: Cause | None = None) -> None:
-        """The group does not serve any more. Its streams stall until it does, or until they move."""
+        """The group does not serve any more. Its streams stall until it does, or until they move. `cause` tells
+        whether a request may be what broke it."""
         group = self._groups.get(group_id)
         if group is None or epoch < group.epoch or group.lost_at is not None:
             return
         group.close()
         self._stall(group)
+        there = [record for record in group.cut_off if record.ending is None]
+        for given_up in after_break(there, cause, reason):
+            self._finish(given_up.record, given_up.ending)
+        for record in there:
+            if record.place is Place.WAITING:
+                self._queue.push(record)  # held apart from now on, perhaps
         group.epoch, group.lost_at = epoch, self._clock()
         if all(other.lost_at is not None for other in self._groups.values()):
             self._no_group_since = group.lost_at
@@ -198,7 +193,11 @@ class Router:
 
     def _stream_opened(self, group: ServingGroup) -> None:
         for record in replay_order(group.take_stalled()):
-            self._submit(group, record)
+            if record.suspicion.is_held:
+                record.place = Place.WAITING
+                self._queue.push(record)
+            else:
+                self._submit(group, record)
         self._pump()
         self._on_changed()  # another group's streams may move here
 
@@ -231,6 +230,10 @@ class Router:
 
     def _pump(self) -> None:
         """Submits what waits, as long as a group has room."""
+        for group in self._groups.values():
+            held = self._queue.pop_held(group.running.values()) if group.ready else None
+            if held is not None:
+                self._submit(group, held)
         while len(self._queue):
             group_id = choose_group(group.load for group in self._groups.values() if group.ready)
             record = None if group_id is None else self._queue.pop()
@@ -263,7 +266,7 @@ class Router:
             self._finish(ended.record, ended.ending, at_leader=ended.at_leader, flush=ended.flush)
         for broken in result.broken:
             self._submit_again(group, broken)
-        if result.ended:
+        if result.ended or result.cleared:
             self._pump()
 
     def _submit_again(self, group: ServingGroup, broken: Broken) -> None:

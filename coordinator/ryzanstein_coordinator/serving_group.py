@@ -32,6 +32,8 @@ class ServingGroup:
     running: dict[int, RequestRecord] = field(default_factory=dict)
     #: Streams that had begun when theirs broke, by arrival.
     stalled: dict[int, RequestRecord] = field(default_factory=dict)
+    #: What was submitted when the stream broke that was open last.
+    cut_off: tuple[RequestRecord, ...] = ()
     _stream: GroupStream | None = None
     _open: bool = False
 
@@ -56,6 +58,7 @@ class ServingGroup:
 
         def opened() -> None:
             self._open = True
+            self.cut_off = ()
             on_open()
 
         self._stream = GroupStream(stub, self.epoch, on_open=opened, on_step=on_step, on_broken=on_broken)
@@ -91,6 +94,7 @@ class ServingGroup:
         """No message about what was submitted counts any more. Streams that had begun wait for this group;
         returns the others, which any group can take."""
         self._open = False
+        self.cut_off += tuple(self.running.values())
         free = []
         for record in self.running.values():
             record.sequence_id = 0
