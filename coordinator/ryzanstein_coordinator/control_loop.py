@@ -50,6 +50,7 @@ class ControlLoop:
         self._executor: Executor | None = None
         self._inbox: deque[Event] = deque()
         self._applying = False
+        self._defect: Exception | None = None
 
     def start(self, executor: Executor, initial: ClusterState, tick_s: float) -> None:
         """Begins anew with `initial`, carries out by `executor`, and lets time pass every `tick_s`."""
@@ -72,6 +73,12 @@ class ControlLoop:
         try:
             while self._inbox:
                 self._apply(self._inbox.popleft())
+        except Exception as defect:
+            # What was decided is carried out in part only, and whoever brought the event can't mend that: the
+            # program ends, and another one begins with what the workers say.
+            self.closed = True
+            self._defect = defect
+            raise
         finally:
             self._applying = False
 
@@ -95,3 +102,5 @@ class ControlLoop:
         while not self.closed:
             self.happened(events.Tick())
             await asyncio.sleep(tick_s)
+        if self._defect is not None:
+            raise self._defect

@@ -61,6 +61,7 @@ class MultiGPUOrchestrator:
         self._control = ControlPlane(config, self._allocator)
         self._store = store
         self._clock = clock
+        self._closed = False
         self._loop = ControlLoop(self._control, self._initial(), clock=clock, observer=observer)
         self._workers = Workers(connect)
         self._calls = WorkerCalls(
@@ -92,8 +93,9 @@ class MultiGPUOrchestrator:
 
     async def close(self, *, drain_workers: bool = False, reason: str = "the coordinator stops") -> None:
         """Ends all calls and watchers; with `drain_workers`, asks every worker to end its process before."""
-        if self._loop.closed:
+        if self._closed:
             return
+        self._closed = True
         self.begin_drain()
         self._loop.close()  # that workers leave now is no fault: nothing is decided any more
         if drain_workers:

@@ -162,7 +162,12 @@ async def _serving(config: OrchestratorConfig, model: ServedModel) -> AsyncItera
         closing.push_async_callback(_stop_http, http_server, serving)
         closing.push_async_callback(grpc_server.stop, 0.5)
         await grpc_server.start()
-        closing.push_async_callback(orchestrator.close, drain_workers=config.stop_workers)
+
+        async def close_orchestrator(defect: type[BaseException] | None, *_: object) -> None:
+            # After a defect another coordinator is about to come, and the workers wait for it with their weights.
+            await orchestrator.close(drain_workers=config.stop_workers and defect is None)
+
+        closing.push_async_exit(close_orchestrator)
         closing.callback(router.close)
         http_address = address(config.host, listener.getsockname()[1])
         addresses = f"grpc={address(config.host, grpc_port)} http=http://{http_address}"

@@ -9,11 +9,12 @@ there first takes the file away, so that its replacement lives:
     exit            ends at once with status 0, saying nothing
     stop            SIGSTOP, to itself
     sleep 0.5       stands still for so many seconds
+    hold 8          takes so many GiB of memory and keeps them
     memory          torch.OutOfMemoryError, or MemoryError where there is no torch
     error           RuntimeError
     poison          answers True: the caller spoils its own result, where that makes sense
 
-`kill 40` after a blank and a number: the first 40 passes are let through (for `sleep`, a second number).
+`kill 40` after a blank and a number: the first 40 passes are let through (for `sleep` and `hold`, a second number).
 Without the variable, a point costs one comparison.
 """
 
@@ -29,6 +30,7 @@ from pathlib import Path
 _directory = os.environ.get("RYZANSTEIN_FAILPOINTS")
 _process = ""
 _passes: Counter[str] = Counter()
+_held: list[bytes] = []
 
 
 def identify(process: str) -> None:
@@ -51,7 +53,7 @@ def failpoint(point: str) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     _passes[point] += 1
-    passes = float(numbers.pop()) if len(numbers) > (action == "sleep") else 0.0
+    passes = float(numbers.pop()) if len(numbers) > (action in ("sleep", "hold")) else 0.0
     if _passes[point] <= passes:
         return False
     _passes[point] = 0
@@ -70,6 +72,8 @@ def _act(action: str, numbers: list[str]) -> bool:
         os._exit(0)
     elif action == "sleep":
         time.sleep(float(numbers[0]))
+    elif action == "hold":
+        _held.append(b"\1" * int(float(numbers[0]) * 2**30))
     elif action == "memory":
         torch = sys.modules.get("torch")
         raise (MemoryError if torch is None else torch.OutOfMemoryError)("failpoint: out of memory")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import psutil
 
 from tests.cluster.harness import BUNDLED_MODEL, Cluster
 
+from .faults import Failpoints
 from .traffic import Traffic, sampled_requests
 from .watching import Footprint, HealthWatch
 
@@ -56,11 +58,13 @@ def disturbed_cluster(
     streams: int = 24,
     spares: int = 1,
     size: int = 2,
+    failpoints: Path | None = None,
 ) -> Iterator[tuple[Cluster, Traffic, HealthWatch]]:
     """A cluster under load, watched. Fails at the end if any token of any stream was wrong."""
     vocab_size = json.loads((model / "config.json").read_text())["vocab_size"]
     requests = sampled_requests(streams + 8, seed=7, vocab_size=vocab_size)
-    with Cluster(state_dir, model, "--spares", str(spares), *flags, tensor_parallel_size=size) as cluster:
+    flags = ("--spares", str(spares), *flags)
+    with Cluster(state_dir, model, *flags, tensor_parallel_size=size, failpoints=failpoints) as cluster:
         cluster.ready(120)
         wait_for_spares(cluster, spares)
         with HealthWatch(cluster.http) as health, Traffic(cluster.grpc, requests, streams=streams) as traffic:
@@ -81,13 +85,39 @@ def wait_for_spares(cluster: Cluster, spares: int) -> None:
     cluster.wait_for(whole, f"{spares} spares hold a shard", 60)
 
 
-def kill(cluster: Cluster, traffic: Traffic, health: HealthWatch, rank: int) -> Kill:
-    """`kill -9` of one rank in the midst of the streams; returns when they flow again."""
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is done to a rank."""
+
+    #: SIGKILL, or SIGSTOP: then SIGCONT follows when the group stands again without it.
+    signal: signal.Signals = signal.SIGKILL
+    #: Memory that it takes before.
+    resident_gib: float = 0.0
+    failpoints: Failpoints | None = None
+
+    def strike(self, worker: dict[str, Any]) -> float:
+        """Returns the moment of it."""
+        process = psutil.Process(worker["pid"])
+        if self.resident_gib and self.failpoints is not None:
+            wanted = process.memory_info().rss + self.resident_gib * 2**30 * 0.95
+            self.failpoints.arm("step.decode", worker["id"], f"hold {self.resident_gib}")
+            while process.memory_info().rss < wanted:
+                time.sleep(0.05)
+            time.sleep(0.5)
+        struck_at = time.monotonic()
+        process.send_signal(self.signal)
+        return struck_at
+
+
+def strike(
+    cluster: Cluster, traffic: Traffic, health: HealthWatch, rank: int, fault: Fault | None = None
+) -> Kill:
+    """`kill -9` (or another fault) of one rank in the midst of the streams; returns when they flow again."""
+    fault = fault or Fault()
     victim = cluster.workers()[rank]
     epoch = cluster.snapshot()["epoch"]
     calm_since = time.monotonic() - 0.5
-    killed_at = time.monotonic()
-    psutil.Process(victim["pid"]).kill()
+    struck_at = fault.strike(victim)
     snapshot = cluster.wait_for(
         lambda s: (
             s["epoch"] > epoch and s["last_recovery"] and s["last_recovery"]["first_token_s"] is not None
@@ -95,21 +125,23 @@ def kill(cluster: Cluster, traffic: Traffic, health: HealthWatch, rank: int) -> 
         "tokens of the next epoch",
     )
     traffic.wait_for_flow()
-    stalls = traffic.stalls_s(killed_at)
-    again_at = killed_at + min(stalls)
+    if fault.signal == signal.SIGSTOP:
+        psutil.Process(victim["pid"]).send_signal(signal.SIGCONT)
+    stalls = traffic.stalls_s(struck_at)
+    again_at = struck_at + min(stalls)
     recovery = snapshot["last_recovery"]
     culprit = recovery["culprit"] or {}
     named = (culprit.get("worker_id"), culprit.get("rank"), culprit.get("pid"), recovery["cause"])
-    wanted = (victim["id"], rank, victim["pid"], "process")
+    wanted = (victim["id"], rank, victim["pid"], "process" if fault.signal == signal.SIGKILL else "lease")
     time.sleep(0.1)
     return Kill(
         rank=rank,
         worker_id=victim["id"],
         worst_stall_s=max(stalls),
         median_stall_s=statistics.median(stalls),
-        falsely_well_s=health.falsely_well_s(killed_at, again_at),
-        falsely_ill=health.falsely_ill(calm_since, killed_at)
-        + health.falsely_ill(killed_at + max(stalls), time.monotonic()),
+        falsely_well_s=health.falsely_well_s(struck_at, again_at),
+        falsely_ill=health.falsely_ill(calm_since, struck_at)
+        + health.falsely_ill(struck_at + max(stalls), time.monotonic()),
         cause=recovery["cause"],
         detected_s=recovery["detected_s"],
         fenced_s=recovery["fenced_s"],
@@ -121,14 +153,21 @@ def kill(cluster: Cluster, traffic: Traffic, health: HealthWatch, rank: int) -> 
 
 
 def kills_in_a_row(
-    cluster: Cluster, traffic: Traffic, health: HealthWatch, count: int, *, spares: int, seed: int = 1
+    cluster: Cluster,
+    traffic: Traffic,
+    health: HealthWatch,
+    count: int,
+    *,
+    spares: int,
+    seed: int = 1,
+    fault: Fault | None = None,
 ) -> Iterator[Kill]:
-    """Kills one rank after another, each time when all places are filled again."""
+    """Strikes one rank after another, each time when all places are filled again."""
     draw = random.Random(seed)
     for _ in range(count):
         wait_for_spares(cluster, spares)
         traffic.wait_for_flow()
-        yield kill(cluster, traffic, health, draw.randrange(len(cluster.workers())))
+        yield strike(cluster, traffic, health, draw.randrange(len(cluster.workers())), fault)
 
 
 def summary(kills: list[Kill]) -> dict[str, float]:
@@ -166,9 +205,14 @@ def main() -> int:
     parser.add_argument("--tensor-parallel-size", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--fault", choices=["kill", "stop"], default="kill")
+    parser.add_argument("--resident-gib", type=float, default=0.0)
     parser.add_argument("--json", type=Path, help="where to write every kill")
     options = parser.parse_args()
     kills: list[Kill] = []
+    points = Failpoints(Path(tempfile.mkdtemp(prefix="ryzanstein-failpoints-")))
+    number = signal.SIGKILL if options.fault == "kill" else signal.SIGSTOP
+    fault = Fault(number, options.resident_gib, points)
     with (
         tempfile.TemporaryDirectory(prefix="ryzanstein-chaos-") as state_dir,
         disturbed_cluster(
@@ -179,12 +223,13 @@ def main() -> int:
             streams=options.streams,
             spares=options.spares,
             size=options.tensor_parallel_size,
+            failpoints=points.directory,
         ) as (cluster, traffic, health),
     ):
         coordinator = next(p for p in cluster.children() if "coordinator" in p.cmdline())
         before = Footprint.of(coordinator.pid)
         for each in kills_in_a_row(
-            cluster, traffic, health, options.kills, spares=options.spares, seed=options.seed
+            cluster, traffic, health, options.kills, spares=options.spares, seed=options.seed, fault=fault
         ):
             kills.append(each)
             print(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,3 +45,23 @@ def stopped(pid: int) -> Iterator[None]:
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def memory_limited(pid: int, limit_bytes: int) -> Iterator[None]:
+    """Limits what the process takes from now on: beyond, the kernel kills it. OSError where that can't be."""
+    group = Path("/sys/fs/cgroup/memory") / f"ryzanstein-{uuid.uuid4().hex[:8]}"
+    limit = group / "memory.limit_in_bytes"
+    if not group.parent.is_dir():  # the unified hierarchy
+        group = Path("/sys/fs/cgroup") / group.name
+        limit = group / "memory.max"
+    group.mkdir()
+    try:
+        limit.write_text(str(limit_bytes))
+        (group / "cgroup.procs").write_text(str(pid))
+        yield
+    finally:
+        deadline = time.monotonic() + 10
+        while (group / "cgroup.procs").read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        group.rmdir()

@@ -55,6 +55,14 @@ def test_killed_while_it_mends_the_group(scene: Scene, point: str) -> None:
     assert scene.failpoints.taken(point, "coordinator")
 
 
+def test_a_defect_of_its_own_ends_it_and_not_the_workers(scene: Scene) -> None:
+    epoch, old, survivor = scene.epoch, coordinator(scene), scene.worker(0)
+    scene.failpoints.arm("coordinator.AbortWorker", "coordinator", "error")
+    psutil.Process(scene.worker(1)["pid"]).kill()
+    restarted(scene, old, epoch)
+    assert survivor["pid"] in {w["pid"] for w in scene.cluster.workers()}
+
+
 def test_the_coordinator_and_the_leader_die_together(scene: Scene) -> None:
     """What the clients have is all that is left of the tokens."""
     epoch, old, leader = scene.epoch, coordinator(scene), scene.worker(0)

@@ -9,6 +9,7 @@ import pytest
 
 from .chaos import disturbed_cluster, kills_in_a_row
 from .conftest import Scene
+from .faults import memory_limited
 from .watching import Footprint
 
 
@@ -47,6 +48,16 @@ def test_other_ways_to_die(scene: Scene, action: str, rank: int) -> None:
     epoch, victim = scene.epoch, scene.worker(rank)
     scene.failpoints.arm("step.decode", victim["id"], action)
     assert_blamed(scene.recovered(epoch), victim)
+
+
+def test_killed_by_the_kernel_because_memory_ran_out(scene: Scene) -> None:
+    epoch, victim = scene.epoch, scene.worker(1)
+    try:
+        with memory_limited(victim["pid"], 128 * 2**20):
+            scene.failpoints.arm("step.decode", victim["id"], "hold 1")
+            assert_blamed(scene.recovered(epoch), victim)
+    except OSError as error:
+        pytest.skip(f"no control group for memory can be made here: {error}")
 
 
 def test_a_few_kills_in_a_row_under_load(tmp_path: Path) -> None:
