@@ -1,0 +1,220 @@
+"""A request that breaks its group each time ends; whoever only was there goes on, token for token."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+import pytest
+
+from ryzanstein.v1.shard_worker_pb2 import ExecuteResponse
+from ryzanstein_coordinator.group_record import Cause
+from ryzanstein_coordinator.requests import Place, Subscription
+from ryzanstein_coordinator.suspicion import COUNTED
+
+from .cluster import RequestPath, eventually, read_all, request_path
+from .leader import Leader
+
+
+@pytest.fixture
+async def path() -> AsyncIterator[RequestPath]:
+    path = request_path()
+    yield path
+    path.router.close()
+    path.intake.close()
+
+
+class Group:
+    """A group that breaks for as long as `breaks_with(ids of what its leader has)` says so."""
+
+    def __init__(self, path: RequestPath, cause: Cause, breaks_with: Callable[[set[str]], bool]) -> None:
+        self.path = path
+        self.cause = cause
+        self.breaks_with = breaks_with
+        self.breaks = 0
+        #: Of every epoch: the ids that its leader was given, in order.
+        self.submitted: list[list[str]] = []
+
+    async def serve(self, subscriptions: list[Subscription]) -> None:
+        """Epoch after epoch, until every request has ended."""
+        while any(subscription.record.ending is None for subscription in subscriptions):
+            leader = await Leader(epoch=len(self.submitted) + 1).start()
+            complaints = len(self.path.seen.broken)
+
+            def crash(_response: ExecuteResponse, leader: Leader = leader) -> None:
+                if self.breaks_with({s.submitted.request_id for s in leader._sequences.values()}):
+                    raise ConnectionError
+
+            leader.spoil = crash
+            self.path.serve(leader)
+            await eventually(
+                lambda before=complaints: (  # type: ignore[misc]
+                    len(self.path.seen.broken) > before
+                    or all(subscription.record.ending is not None for subscription in subscriptions)
+                )
+            )
+            self.submitted.append([submission.request_id for submission in leader.submissions])
+            if len(self.path.seen.broken) > complaints:
+                self.breaks += 1
+                self.path.router.group_lost("g0", leader.epoch, f"fault {self.breaks}", self.cause)
+            await leader.close()
+
+
+async def ask(path: RequestPath, sizes: dict[str, int], max_tokens: int = 12) -> dict[str, Subscription]:
+    """By id, requests with prompts of so many tokens."""
+    return {
+        name: await path.ask([40 + number] * size, request_id=name, max_tokens=max_tokens)
+        for number, (name, size) in enumerate(sizes.items())
+    }
+
+
+async def assert_whole(subscriptions: dict[str, Subscription], *, but: str = "") -> None:
+    """Every request has all of its tokens."""
+    oracle = Leader()
+    for name, subscription in subscriptions.items():
+        if name != but:
+            tokens, _, ending = await read_all(subscription)
+            assert ending.outcome == "length", (name, ending)
+            assert tokens == oracle.expected(subscription.record.spec.prompt, max_tokens=len(tokens))
+            assert len(tokens) == subscription.record.spec.sampling.max_tokens
+
+
+@pytest.mark.parametrize("cause", sorted(COUNTED - {Cause.MEMORY}))
+async def test_a_request_that_breaks_its_group_each_time_ends_and_the_others_go_on(
+    path: RequestPath, cause: Cause
+) -> None:
+    asked = await ask(path, {"a": 3, "poison": 30, "b": 5, "c": 60})
+    group = Group(path, cause, lambda ids: "poison" in ids)
+    await group.serve(list(asked.values()))
+
+    ending = asked["poison"].record.ending
+    assert ending is not None
+    assert ending.error is not None
+    assert ending.error.code is grpc.StatusCode.INTERNAL
+    assert ending.error.message == "the group broke 5 times while it computed this request: fault 5"
+    assert group.breaks == 5
+    await assert_whole(asked, but="poison")
+    assert path.router.counts() == (0, 0)
+
+
+async def test_a_request_that_turns_to_poison_in_its_midst_keeps_what_it_has(path: RequestPath) -> None:
+    asked = await ask(path, {"a": 3, "poison": 30})
+    record = asked["poison"].record
+    await Group(path, Cause.ENGINE, lambda ids: "poison" in ids and len(record.output) >= 7).serve(
+        list(asked.values())
+    )
+    tokens, _, ending = await read_all(asked["poison"])
+    assert tokens == Leader().expected(record.spec.prompt, max_tokens=7)
+    assert ending.error is not None
+    assert ending.error.code is grpc.StatusCode.INTERNAL
+    await assert_whole(asked, but="poison")
+
+
+async def test_two_poison_requests_both_end(path: RequestPath) -> None:
+    asked = await ask(path, {"p1": 10, "a": 3, "p2": 20, "b": 40})
+    group = Group(path, Cause.COLLECTIVE, lambda ids: bool(ids & {"p1", "p2"}))
+    await group.serve(list(asked.values()))
+    for name in ("p1", "p2"):
+        ending = asked.pop(name).record.ending
+        assert ending is not None
+        assert ending.error is not None
+        assert ending.error.code is grpc.StatusCode.INTERNAL
+    assert group.breaks == 2 + 3 + 3
+    await assert_whole(asked)
+
+
+async def test_suspects_are_submitted_one_at_a_time_and_nobody_else_waits_for_them(path: RequestPath) -> None:
+    asked = await ask(path, {"poison": 9, "a": 3})
+    group = Group(path, Cause.PROCESS, lambda ids: "poison" in ids)
+
+    async def arrives_later() -> None:
+        await eventually(lambda: group.breaks == 3)
+        asked["late"] = await path.ask([90], request_id="late", max_tokens=4)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(arrives_later())
+        tasks.create_task(group.serve(list(asked.values())))
+    assert all(ids.count("poison") <= 1 for ids in group.submitted)
+    assert all(
+        ids.index("a") < ids.index("poison") for ids in group.submitted[2:] if {"a", "poison"} <= {*ids}
+    )
+    await assert_whole(asked, but="poison")
+
+
+async def test_ordinary_kills_in_a_row_fail_nobody(path: RequestPath) -> None:
+    """Each epoch brings every stream a token, and dies."""
+    asked = await ask(path, {"a": 3, "b": 30, "c": 9}, max_tokens=25)
+    tokens = dict.fromkeys(asked, 0)
+
+    def all_have_one_more(_ids: set[str]) -> bool:
+        now = {name: len(subscription.record.output) for name, subscription in asked.items()}
+        if all(now[name] > tokens[name] for name in asked):
+            tokens.update(now)
+            return True
+        return False
+
+    group = Group(path, Cause.PROCESS, all_have_one_more)
+    await group.serve(list(asked.values()))
+    assert group.breaks >= 8
+    await assert_whole(asked)
+
+
+@pytest.mark.parametrize("cause", sorted(set(Cause) - COUNTED))
+async def test_what_no_request_can_cause_makes_nobody_a_suspect(path: RequestPath, cause: Cause) -> None:
+    asked = await ask(path, {"a": 3, "b": 30})
+    group = Group(path, cause, lambda _ids: group.breaks < 8)
+    await group.serve(list(asked.values()))
+    assert group.breaks == 8
+    assert not any(subscription.record.suspicion.breaks for subscription in asked.values())
+    await assert_whole(asked)
+
+
+async def test_the_largest_request_goes_last_when_memory_runs_out_and_all_go_on(path: RequestPath) -> None:
+    asked = await ask(path, {"small": 3, "large": 90, "middle": 40})
+    group = Group(path, Cause.MEMORY, lambda ids: "large" in ids and group.breaks < 1)
+    await group.serve(list(asked.values()))
+    assert group.breaks == 1
+    assert group.submitted[1] == ["small", "middle", "large"]
+    await assert_whole(asked)
+
+
+async def test_the_largest_request_is_refused_when_memory_runs_out_with_it_again(path: RequestPath) -> None:
+    asked = await ask(path, {"small": 3, "large": 90, "middle": 40})
+    group = Group(path, Cause.MEMORY, lambda ids: "large" in ids)
+    await group.serve(list(asked.values()))
+    assert group.breaks == 2
+    ending = asked["large"].record.ending
+    assert ending is not None
+    assert ending.error is not None
+    assert ending.error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "with this request of 90 tokens (90 of the prompt, 0 generated)" in ending.error.message
+    await assert_whole(asked, but="large")
+
+
+async def test_memory_that_is_short_for_everybody_takes_one_after_the_other(path: RequestPath) -> None:
+    asked = await ask(path, {"a": 3, "b": 30, "c": 9})
+    group = Group(path, Cause.MEMORY, lambda _ids: True)
+    await group.serve(list(asked.values()))
+    assert group.breaks <= 3 * 4
+    assert all(subscription.record.ending is not None for subscription in asked.values())
+
+
+async def test_a_suspect_that_is_cancelled_leaves_no_trace(path: RequestPath) -> None:
+    asked = await ask(path, {"poison": 9, "other": 9})
+    leader = await Leader(budget=0).start()
+    for epoch in (1, 2):
+        leader.epoch = epoch
+        path.serve(leader)
+        await eventually(lambda: leader.running == 2)
+        path.router.group_lost("g0", epoch, "test", Cause.STUCK)
+    assert path.router.counts() == (0, 2)
+    assert all(subscription.record.place is Place.WAITING for subscription in asked.values())
+    assert path.front_door.cancel("poison")
+    assert path.router.counts() == (0, 1)
+    leader.epoch = 3
+    path.serve(leader)
+    leader.allow(None)
+    await assert_whole(asked, but="poison")
+    path.router.close()
+    await leader.close()
