@@ -74,6 +74,13 @@ def configuration(
     replacement_wait: Annotated[
         float, typer.Option(metavar="SECONDS", help="how long a dead rank's replacement is waited for")
     ] = 30.0,
+    collective_timeout: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="a rank that keeps the others waiting for so long is replaced"),
+    ] = 30.0,
+    progress_deadline: Annotated[
+        float, typer.Option(metavar="SECONDS", help="a group that finishes no step for so long is stuck")
+    ] = 20.0,
     served_model_name: Annotated[str, typer.Option(help="default: the directory's name")] = "",
     api_key_file: Annotated[Path | None, typer.Option(help="one key per line")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="where epochs are kept over restarts")] = None,
@@ -107,6 +114,8 @@ def configuration(
         kv_cache_bytes=kv_cache_memory,
         cpu_threads=cpu_threads,
         replacement_wait_s=replacement_wait,
+        collective_timeout_s=collective_timeout,
+        progress_deadline_s=progress_deadline,
         served_model_name=served_model_name,
         api_key_file=api_key_file,
         state_dir=state_dir or default_state_dir(os.environ),
