@@ -1,6 +1,6 @@
 """A model through the whole cluster on this machine: client, coordinator, shard workers.
 
-    python -m benchmarks.cluster [--device cuda] [--model DIR] [--ranks 1 2] [--streams 1 8 16] [--json FILE]
+    python -m benchmarks.cluster [--device cuda] [--model DIR] [--ranks 1 2] [--streams 1 8 16] [--peer] [--json FILE]
 
 Without --model the model `medium` of `benchmarks.models` is made below --work. On CPUs every rank gets one core, on
 GPUs one GPU. Greedy, end of sequence ignored, prompt 128 and output 128 tokens; the first token is measured with a
@@ -15,6 +15,8 @@ import json
 import os
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -176,6 +178,9 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ryzanstein-benchmarks")
+    parser.add_argument(
+        "--peer", action="store_true", help="measure transformers on all cores in the same run, too"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -196,6 +201,16 @@ def main() -> None:
             print(
                 f"  rank {rank}: ledger {planned / 2**20:.0f} MiB, peak {peak / 2**20:.0f} MiB, {planned / peak:.2f}"
             )
+    if options.peer:
+        command = [sys.executable, "-m", "benchmarks.transformers_peer", "--model", str(model)]
+        command += ["--repeats", str(options.repeats), "--threads", str(os.cpu_count())]
+        command += ["--streams", *map(str, options.streams)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        peer = json.loads(done.stdout.splitlines()[-1])
+        print(
+            f"transformers: start {peer['start_s']:.1f} s, first token {peer['first_token_s'] * 1000:.0f} ms, "
+            + ", ".join(f"b{count} {rate:.1f} tok/s" for count, rate in peer["decode"].items())
+        )
     if options.json:
         options.json.write_text(json.dumps([asdict(result) for result in results], indent=2))
 
