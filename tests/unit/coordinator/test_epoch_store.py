@@ -51,6 +51,18 @@ def test_members_of_a_group_replace_those_before(tmp_path: Path) -> None:
     store.close()
 
 
+def test_what_streams_were_promised_is_there_for_the_next_coordinator(tmp_path: Path) -> None:
+    first = EpochStore(tmp_path)
+    assert first.model_lengths() == {}
+    first.remember("g0", 3, MEMBERS, 4096)
+    first.remember("g0", 4, MEMBERS[:1], 2048)
+    first.remember("g1", 5, MEMBERS)
+    first.close()
+    second = EpochStore(tmp_path)
+    assert second.model_lengths() == {"g0": 2048, "g1": 0}
+    second.close()
+
+
 def test_commits_are_written_through_to_the_disk(tmp_path: Path) -> None:
     store = EpochStore(tmp_path)
     connection = store._connection

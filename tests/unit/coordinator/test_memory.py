@@ -204,3 +204,12 @@ def test_a_plan_never_promises_more_than_the_budget(
 
 def test_bytes_are_written_for_people() -> None:
     assert [format_bytes(count) for count in (512, 3 * MIB, 3 * GIB // 2)] == ["512 B", "3 MiB", "1.5 GiB"]
+
+
+def test_a_cache_that_was_made_too_small_is_told_the_size_that_fits() -> None:
+    config = configuration(tensor_parallel_size=1, kv_cache_bytes=5 * MIB, max_model_len=131072)
+    refused = ResourceAllocator(config, llama_8b()).plan(1, (share(80 * GIB),))
+    advice = next(sentence for sentence in refused.advice if sentence.startswith("--kv-cache-memory"))
+    assert advice == f"--kv-cache-memory {(131072 + 16) * 128 // 1024}MiB fits"
+    enough = replace(config, kv_cache_bytes=(131072 + 16) * 128 * 1024)
+    assert ResourceAllocator(enough, llama_8b()).plan(1, (share(80 * GIB),)).fits
