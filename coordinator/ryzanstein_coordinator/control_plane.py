@@ -56,16 +56,11 @@ class ControlPlane:
         """
         size = self._config.tensor_parallel_size
         held = {key: ids for key, ids in previous.items() if len(ids) <= size}  # else it was changed since
+        fresh = GroupRecord(group_id="", size=size, full_size=size, vacant_since_s=now_s)
+        lengths = model_lengths or {}
         groups = (
-            GroupRecord(
-                group_id=group_id,
-                size=size,
-                full_size=size,
-                previous=held.get(group_id, ()),
-                vacant_since_s=now_s,
-                stored_model_len=(model_lengths or {}).get(group_id, 0),
-            )
-            for group_id in group_ids(self._config)
+            replace(fresh, group_id=key, previous=held.get(key, ()), stored_model_len=lengths.get(key, 0))
+            for key in group_ids(self._config)
         )
         return ClusterState(
             groups=tuple(groups),
