@@ -207,6 +207,7 @@ def main() -> int:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--fault", choices=["kill", "stop"], default="kill")
     parser.add_argument("--resident-gib", type=float, default=0.0)
+    parser.add_argument("--calm-minutes", type=float, default=0.0, help="before: nothing may be suspected")
     parser.add_argument("--json", type=Path, help="where to write every kill")
     options = parser.parse_args()
     kills: list[Kill] = []
@@ -228,6 +229,17 @@ def main() -> int:
     ):
         coordinator = next(p for p in cluster.children() if "coordinator" in p.cmdline())
         before = Footprint.of(coordinator.pid)
+        if options.calm_minutes:
+            epoch, tokens = cluster.snapshot()["epoch"], traffic.tokens
+            time.sleep(60 * options.calm_minutes)
+            ill = sum(status != 200 for _, _, status in health.answers)
+            alarms = cluster.snapshot()["epoch"] - epoch
+            print(
+                f"{options.calm_minutes:g} calm minutes: {alarms} false alarms, /health said no {ill} times in "
+                f"{len(health.answers)}, {traffic.tokens - tokens} tokens, {traffic.finished} requests compared; "
+                f"coordinator: {Footprint.of(coordinator.pid).growth_over(before) or 'no growth'}",
+                flush=True,
+            )
         for each in kills_in_a_row(
             cluster, traffic, health, options.kills, spares=options.spares, seed=options.seed, fault=fault
         ):
@@ -242,6 +254,8 @@ def main() -> int:
             if traffic.failures:
                 break
         grown = Footprint.of(coordinator.pid).growth_over(before)
+    if not kills:
+        return 0
     figures = summary(kills)
     print(json.dumps(figures, indent=2))
     print(
