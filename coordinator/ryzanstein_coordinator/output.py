@@ -43,6 +43,7 @@ class RecordedOutput:
         "_pieces",
         "deliverable",
         "logprobs",
+        "prompt_logprobs",
         "stop",
         "token_ids",
     )
@@ -57,6 +58,8 @@ class RecordedOutput:
         self.token_ids = array("I")
         # Bytes, not messages: a message would keep alive everything that arrived in the same step.
         self.logprobs: list[bytes] | None = [] if with_logprobs else None
+        #: Of the prompt's tokens from the second on, as far as they are known; empty if nobody asked.
+        self.prompt_logprobs: list[bytes] = []
         self.deliverable = 0
         self.stop: str | None = None
 
@@ -66,9 +69,7 @@ class RecordedOutput:
     @property
     def kept_bytes(self) -> int:
         """About what it takes in memory: an id and a pointer per token, and the logprobs."""
-        logprobs = self.logprobs
-        # All entries are about as large as the first: they name the same number of tokens.
-        return 16 * len(self.token_ids) + (len(logprobs) * (48 + len(logprobs[0])) if logprobs else 0)
+        return 16 * len(self.token_ids) + _bytes_of(self.logprobs or ()) + _bytes_of(self.prompt_logprobs)
 
     @property
     def text(self) -> str:
@@ -100,6 +101,15 @@ class RecordedOutput:
             else:
                 self._length += len(piece)
                 self._look_for_stops(self._matcher, piece)
+
+    def add_prompt_logprobs(self, first: int, logprobs: Sequence[TokenLogprobs]) -> bool:
+        """Of the prompt's tokens from number `first` on; what is known already stays. False if some before are
+        not known."""
+        known = len(self.prompt_logprobs) + 1  # there is none of the first token
+        if first > known or first < 1:
+            return False
+        self.prompt_logprobs += [entry.SerializeToString() for entry in logprobs[known - first :]]
+        return True
 
     def close(self, *, flush: bool) -> None:
         """No token will follow: whatever was held back may be delivered.
@@ -157,6 +167,11 @@ class RecordedOutput:
             kept = self._pieces[index][: max(0, len(self._pieces[index]) - characters)]
             characters -= len(self._pieces[index]) - len(kept)
             self._pieces[index] = kept
+
+
+def _bytes_of(logprobs: Sequence[bytes]) -> int:
+    """All entries are about as large as the first: they name the same number of tokens."""
+    return len(logprobs) * (48 + len(logprobs[0])) if logprobs else 0
 
 
 def _unknown(token_id: int) -> TokenLogprobs:

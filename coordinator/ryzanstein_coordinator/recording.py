@@ -71,6 +71,13 @@ def record_step(
         before = len(recorded.token_ids)
         token_ids = output.token_ids
         reason = output.finish_reason
+        if output.prompt_logprobs and not recorded.add_prompt_logprobs(
+            output.prompt_index, output.prompt_logprobs
+        ):
+            result.broken.append(
+                Broken(record, f"logprobs of prompt token {output.prompt_index} came too early")
+            )
+            continue
         if token_ids:
             if output.first_index != before:
                 result.broken.append(Broken(record, f"token {output.first_index} came, {before} is next"))

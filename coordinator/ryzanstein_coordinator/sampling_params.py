@@ -15,6 +15,8 @@ from .errors import out_of_range
 GREEDY_BELOW = 1e-5
 MAX_TEMPERATURE = 100.0
 MAX_LOGPROBS = 20
+#: Of prompts whose logprobs are wanted: they are kept and sent as a whole.
+MAX_SCORED_PROMPT_TOKENS = 16384
 MAX_STOPS = 32
 #: Of one stop text; all together they cost their length once, some milliseconds at the most.
 MAX_STOP_CHARACTERS = 256
@@ -61,6 +63,7 @@ def resolve_sampling(
     resolved.seed = asked.seed if asked.HasField("seed") else draw()
     if asked.HasField("logprobs") and asked.logprobs > MAX_LOGPROBS:
         raise out_of_range("logprobs", asked.logprobs, f"between 0 and {MAX_LOGPROBS}")
+    _check_prompt_logprobs(asked, prompt_tokens)
     _check_stops(asked)
     _check_token_lists(asked, vocab_size)
     return resolved
@@ -115,6 +118,18 @@ def _number(
     if not math.isfinite(value) or not is_allowed(value):
         raise out_of_range(field, value, allowed)
     return value
+
+
+def _check_prompt_logprobs(asked: SamplingParams, prompt_tokens: int) -> None:
+    if not asked.HasField("prompt_logprobs"):
+        return
+    if asked.prompt_logprobs > MAX_LOGPROBS:
+        raise out_of_range("prompt_logprobs", asked.prompt_logprobs, f"between 0 and {MAX_LOGPROBS}")
+    if prompt_tokens > MAX_SCORED_PROMPT_TOKENS:
+        raise invalid_argument(
+            f"the prompt has {prompt_tokens} tokens; logprobs are given of prompts of at most "
+            f"{MAX_SCORED_PROMPT_TOKENS}"
+        )
 
 
 def _check_stops(asked: SamplingParams) -> None:

@@ -49,6 +49,8 @@ class InferenceServicer(InferenceServiceServicer):
             timeout_s=_timeout_s(request, context),
             owner=self._owner_of(context),
         )
+        if call.sampling.HasField("prompt_logprobs"):
+            raise invalid_argument("prompt_logprobs are not sent over gRPC; ask /v1/completions with echo")
         subscription = await self._front_door.generate(call)
         self._leave_when_done(context, subscription)
         try:

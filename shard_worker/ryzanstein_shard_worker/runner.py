@@ -26,19 +26,22 @@ class Runner:
         """Computes the batch's rows and writes their keys and values.
 
         Returns:
-            [R, V] float32: logits of the last row of every slice that samples, in their order; [0, V] if none does.
+            [R + P, V] float32: logits of the last row of every slice that samples, in their order; then those of the
+            rows that are scored, slice by slice.
         """
         token_ids: list[int] = []
         positions: list[int] = []
         sample_rows: list[int] = []
+        scored_rows: list[int] = []
         for piece in batch.slices:
             end = piece.start + piece.count
             token_ids += piece.sequence.tokens[piece.start : end]
+            scored_rows += range(len(positions), len(positions) + piece.num_scored)
             positions += range(piece.start, end)
             if piece.samples:
                 sample_rows.append(len(positions) - 1)
         hidden = self._forward(token_ids, positions, self._layout(batch))  # [T, H]
-        rows = torch.tensor(sample_rows, dtype=torch.int64, device=hidden.device)
+        rows = torch.tensor(sample_rows + scored_rows, dtype=torch.int64, device=hidden.device)
         return self._model.logits(hidden[rows])
 
     @torch.inference_mode()

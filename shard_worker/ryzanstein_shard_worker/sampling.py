@@ -8,6 +8,7 @@ output position and token id, so nothing but the request itself decides what is 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from ryzanstein.v1 import sampling_pb2
 
 from .philox import gumbel_noise
+from .scheduler import Slice
 from .sequence import Sequence
 
 
@@ -53,6 +55,35 @@ def sample(logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
         results.append(
             Sampled(sequence, token, _logprobs(logits[row], token, params.logprobs) if wanted else None)
         )
+    return results
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Logprobs of the tokens [first, first + len(logprobs)) of one sequence's prompt."""
+
+    sequence: Sequence
+    first: int
+    logprobs: list[sampling_pb2.TokenLogprobs]
+
+
+def score(logits: Tensor, pieces: Iterable[Slice]) -> list[Scored]:
+    """The logprobs of the prompts' own tokens.
+
+    Args:
+        logits: [P, V] float32, the rows that are scored of all slices, in their order.
+        pieces: the slices of the batch.
+    """
+    results = []
+    row = 0
+    for piece in pieces:
+        if piece.num_scored:
+            sequence, first = piece.sequence, piece.start + 1
+            tokens = sequence.tokens[first : first + piece.num_scored]
+            top = sequence.params.prompt_logprobs
+            logprobs = [_logprobs(logits[row + i], token, top) for i, token in enumerate(tokens)]
+            results.append(Scored(sequence, first, logprobs))
+            row += piece.num_scored
     return results
 
 

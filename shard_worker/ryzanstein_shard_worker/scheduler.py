@@ -16,6 +16,10 @@ from ryzanstein.v1 import sampling_pb2, shard_worker_pb2
 from .kv_cache import BlockAllocator, blocks_for
 from .sequence import UNFINISHED, FinishReason, Sequence
 
+#: Prompt tokens whose logprobs one step can always give. Each takes a row of logits, as wide as the vocabulary; more
+#: are given if so many sequences could run that don't: the ledger has a row for each.
+MIN_SCORED_TOKENS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -37,6 +41,13 @@ class Slice:
     count: int
     #: The slice reaches the last token, so the next one can be sampled from its last row.
     samples: bool
+
+    @property
+    def num_scored(self) -> int:
+        """Rows from the start whose logits predict a token of the prompt that was asked about."""
+        if not self.sequence.scores_prompt:
+            return 0
+        return max(0, min(self.start + self.count, self.sequence.num_prompt - 1) - self.start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +121,15 @@ class Scheduler:
         slices: list[Slice] = []
         kept: set[int] = set()  # ids of the sequences in the batch
         budget = self.limits.max_batched_tokens
+        scored = max(MIN_SCORED_TOKENS, self.limits.max_num_seqs - len(self.running))
         for sequence in sorted(self.running, key=lambda s: s.num_uncomputed > 1):
             if budget == 0:
                 break
             if not sequence.blocks:  # pre-empted for one before it
                 continue
-            count = min(sequence.num_uncomputed, budget)
+            count = _count(sequence, budget, scored)
+            if count == 0:
+                continue
             if not self._make_room(sequence, count, kept):
                 if len(self.running) == 1 and not slices:
                     dropped.append(self._drop_too_long(sequence))
@@ -125,6 +139,7 @@ class Scheduler:
             slices.append(self._take(sequence, count))
             kept.add(sequence.sequence_id)
             budget -= count
+            scored -= slices[-1].num_scored
         while self.waiting and budget > 0 and len(self.running) < self.limits.max_num_seqs:
             sequence = self.waiting[0]
             # Room for all of its tokens and the next: admitting less would only pre-empt it again.
@@ -134,12 +149,15 @@ class Scheduler:
                 continue
             if not self.allocator.can_allocate(needed):
                 break
+            count = _count(sequence, budget, scored)
+            if count == 0:
+                break
             self.waiting.pop(0)
             self.running.append(sequence)
             sequence.blocks = self.allocator.allocate(needed)
-            count = min(sequence.num_uncomputed, budget)
             slices.append(self._take(sequence, count))
             budget -= count
+            scored -= slices[-1].num_scored
         return Batch(tuple(slices), tuple(dropped))
 
     def state_hash(self) -> int:
@@ -215,6 +233,13 @@ class Scheduler:
             f"{len(sequence.tokens)} tokens don't fit into the KV cache of {self.allocator.capacity_tokens}"
         )
         return sequence, sampling_pb2.FINISH_REASON_ERROR, message
+
+
+def _count(sequence: Sequence, budget: int, scored: int) -> int:
+    """Tokens of the sequence that one step may still compute; `scored` of them may be of a prompt that is scored."""
+    if sequence.scores_prompt and sequence.num_computed < sequence.num_prompt - 1:
+        budget = min(budget, scored)
+    return min(sequence.num_uncomputed, budget)
 
 
 def _queue_order(sequence: Sequence) -> tuple[int, bool, int, int]:

@@ -56,6 +56,11 @@ class Sequence:
         return len(self.tokens) - self.num_prompt
 
     @property
+    def scores_prompt(self) -> bool:
+        """Whether the logprobs of its prompt are wanted, which takes the logits of all of its rows."""
+        return self.params.HasField("prompt_logprobs")
+
+    @property
     def num_uncomputed(self) -> int:
         """Tokens whose keys and values are not in the cache: 1 while it decodes, more while it prefills."""
         return len(self.tokens) - self.num_computed

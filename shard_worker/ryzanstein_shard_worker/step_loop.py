@@ -18,7 +18,7 @@ from ryzanstein.v1 import sampling_pb2, shard_worker_pb2
 
 from .communication import CommunicationProfiler, StepChannel
 from .inbox import Inbox
-from .sampling import Sampled, sample
+from .sampling import Sampled, Scored, sample, score
 from .scheduler import Batch, Scheduler
 from .sequence import UNFINISHED
 
@@ -110,14 +110,16 @@ def lead(loop: StepLoop, inbox: Inbox, publish: Publish, *, keep_alive_s: float)
         if plan.stop:
             return
         batch, logits = loop.compute(plan)
-        sampled = [] if logits is None else sample(logits, batch.sampling)
+        sampling = batch.sampling
+        sampled = [] if logits is None else sample(logits[: len(sampling)], sampling)
+        scored = [] if logits is None else score(logits[len(sampling) :], batch.slices)
         failpoint("step.sampled")
         loop.handler.check()  # on CUDA a broken group ends operations early, with garbage: none of it is published
         now = time.monotonic()
         loop.handler.step_finished()
         loop.progress.finished(step, started_at, now)
         if batch.slices or batch.dropped or arrived:
-            publish(_response(loop, step, batch, sampled, now - started_at))
+            publish(_response(loop, step, batch, sampled, scored, now - started_at))
 
 
 def follow(loop: StepLoop, *, timeout_s: float) -> None:
@@ -152,13 +154,25 @@ def follow(loop: StepLoop, *, timeout_s: float) -> None:
 
 
 def _response(
-    loop: StepLoop, step: int, batch: Batch, sampled: list[Sampled], duration_s: float
+    loop: StepLoop,
+    step: int,
+    batch: Batch,
+    sampled: list[Sampled],
+    scored: list[Scored],
+    duration_s: float,
 ) -> shard_worker_pb2.ExecuteResponse:
     """One message for all that the step brought. Sequences still lack the new token here."""
     response = shard_worker_pb2.ExecuteResponse(
         epoch=loop.epoch, step=step, stats=loop.scheduler.stats(), step_duration_s=duration_s
     )
     max_model_len = loop.scheduler.limits.max_model_len
+    for part in scored:  # before the token that the same step may have sampled: it may be the last
+        response.outputs.add(
+            sequence_id=part.sequence.sequence_id,
+            first_index=part.sequence.num_output,
+            prompt_index=part.first,
+            prompt_logprobs=part.logprobs,
+        )
     for result in sampled:
         sequence = result.sequence
         if result.error:

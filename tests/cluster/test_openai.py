@@ -168,6 +168,22 @@ def test_logprobs_in_both_shapes(api: Any, client: Client) -> None:
     assert all(len(entry.top_logprobs) == 2 for entry in content)
 
 
+def test_echo_scores_a_text_as_generating_it_did(api: Any, client: Client) -> None:
+    """What lm-eval needs: the logprobs of a given text, bit for bit those with which it was generated."""
+    prompts = ["Q: What is 347 + 285?\nA:", "Q: Count from 1 to 30.\nA:"]
+    generated = [client.generate(p, max_tokens=150, temperature=0.7, seed=1, logprobs=2) for p in prompts]
+    starts = [api.post("/../tokenize", body={"prompt": p}, cast_to=object)["tokens"] for p in prompts]
+    texts = [[*start, *one.token_ids] for start, one in zip(starts, generated, strict=True)]
+    scored = api.completions.create(model=MODEL, prompt=texts, echo=True, logprobs=2, max_tokens=1)
+    for choice, start, one in zip(scored.choices, starts, generated, strict=True):
+        assert one.logprobs is not None
+        begin, end = len(start), len(start) + len(one.token_ids)
+        assert choice.logprobs.token_logprobs[0] is None
+        assert choice.logprobs.token_logprobs[begin:end] == [entry.logprob for entry in one.logprobs]
+        tops = [max(entry.top, key=lambda t: t.logprob).logprob for entry in one.logprobs]
+        assert [max(top.values()) for top in choice.logprobs.top_logprobs[begin:end]] == tops
+
+
 def test_the_model_is_listed(api: Any) -> None:
     (model,) = api.models.list().data
     assert (model.id, model.max_model_len) == (MODEL, 4096)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..output import RecordedOutput, TokenSpan
 from ..requests import Ending
-from .logprobs import TokenPiece, chat_logprobs, completion_logprobs
+from .logprobs import CompletionLogprobs, TokenPiece, chat_logprobs
 
 
 class Choice(Protocol):
@@ -64,53 +66,74 @@ class ChatChoice:
         return {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
 
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """The prompt, where the reply begins with it. `pieces` are the texts of its tokens."""
+
+    text: str
+    token_ids: Sequence[int] = ()
+    pieces: Sequence[str] = ()
+
+
 class CompletionChoice:
-    """Of /v1/completions. `echo` is the text of the prompt, which comes with the first text."""
+    """Of /v1/completions. The echo comes with the first text, its logprobs with the first token's."""
 
     def __init__(
-        self, index: int, output: RecordedOutput, piece_of: TokenPiece, *, start: int = 0, echo: str = ""
+        self,
+        index: int,
+        output: RecordedOutput,
+        piece_of: TokenPiece,
+        *,
+        start: int = 0,
+        echo: Echo | None = None,
     ) -> None:
         self._index = index
         self._output = output
         self._piece_of = piece_of
-        self._echo = echo
+        self._echo = echo or Echo("")
         self._begun = start > 0
         self._offset: int | None = None  # of the next token in the text; known when it is here
 
     def chunk(self, span: TokenSpan) -> dict[str, Any] | None:
         if not span.text and not span.logprobs:
             return None
-        return self._part(self._text(span.text), self._logprobs(span), None)
+        logprobs = self._logprobs(span.first_index, span.logprobs) if span.logprobs else None
+        return self._part(self._text(span.text), logprobs, None)
 
     def last(self, ending: Ending) -> dict[str, Any]:
         return self._part(self._text(""), None, ending.outcome)
 
     def whole(self, ending: Ending) -> dict[str, Any]:
-        output = self._output
-        entries = output.logprobs
-        logprobs = (
-            None
-            if entries is None
-            else completion_logprobs(entries, output.pieces(0, len(output)), len(self._echo), self._piece_of)
-        )
-        return self._part(self._echo + output.text, logprobs, ending.outcome)
+        entries = self._output.logprobs
+        logprobs = self._logprobs(0, entries) if entries else None
+        return self._part(self._text(self._output.text), logprobs, ending.outcome)
 
     def _text(self, text: str) -> str:
         if self._begun:
             return text
         self._begun = True
-        return self._echo + text
+        return self._echo.text + text
 
-    def _logprobs(self, span: TokenSpan) -> dict[str, Any] | None:
-        if not span.logprobs:
-            return None
-        start = span.first_index
-        pieces = self._output.pieces(start, start + len(span.token_ids))
+    def _logprobs(self, start: int, entries: Sequence[bytes]) -> dict[str, Any]:
+        """Of the tokens from `start` on, which come behind those that were asked for before."""
         if self._offset is None:
-            self._offset = len(self._echo) + sum(map(len, self._output.pieces(0, start)))
-        offset = self._offset
-        self._offset += sum(map(len, pieces))
-        return completion_logprobs(span.logprobs, pieces, offset, self._piece_of)
+            before = sum(map(len, self._output.pieces(0, start)))
+            self._offset = before + (len(self._echo.text) if start else 0)
+        logprobs = CompletionLogprobs(self._piece_of, self._offset)
+        if start == 0:
+            self._add_prompt(logprobs)
+        for entry, piece in zip(entries, self._output.pieces(start, start + len(entries)), strict=True):
+            logprobs.add(entry, piece)
+        self._offset = logprobs.offset
+        return logprobs.plain()
+
+    def _add_prompt(self, logprobs: CompletionLogprobs) -> None:
+        echo = self._echo
+        if echo.token_ids:
+            logprobs.first_of_prompt(echo.token_ids[0], echo.pieces[0])
+            for entry, piece in zip(self._output.prompt_logprobs, echo.pieces[1:], strict=True):
+                logprobs.add(entry, piece)
+        logprobs.offset = len(echo.text)
 
     def _part(self, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
         return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": reason}

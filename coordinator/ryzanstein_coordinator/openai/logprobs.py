@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ryzanstein.v1.sampling_pb2 import TokenLogprobs
@@ -29,26 +29,49 @@ def chat_logprobs(entries: Iterable[bytes], piece_of: TokenPiece) -> dict[str, A
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(
-    entries: Iterable[bytes], pieces: Sequence[str], offset: int, piece_of: TokenPiece
-) -> dict[str, Any]:
-    """`pieces` are the texts that came with the tokens; the first begins at `offset` of the choice's text."""
-    tokens, values, tops, offsets = [], [], [], []
-    for entry, text in zip(map(TokenLogprobs.FromString, entries), pieces, strict=True):
-        name = token_text(piece_of(entry.token_id))
-        tokens.append(name)
-        values.append(_number(entry.logprob))
-        top = {token_text(piece_of(top.token_id)): _number(top.logprob) for top in reversed(entry.top)}
-        # The chosen one is always among them, last if it is beyond those that were asked for.
-        tops.append(dict(reversed(top.items())) | {name: _number(entry.logprob)} if entry.top else None)
-        offsets.append(offset)
-        offset += len(text)
-    return {
-        "tokens": tokens,
-        "token_logprobs": values,
-        "top_logprobs": tops if any(tops) else None,
-        "text_offset": offsets,
-    }
+class CompletionLogprobs:
+    """Of a part of a text, token by token. `offset` is where in the choice's text the part begins."""
+
+    def __init__(self, piece_of: TokenPiece, offset: int) -> None:
+        self._piece_of = piece_of
+        self._tokens: list[str] = []
+        self._logprobs: list[float | None] = []
+        self._tops: list[dict[str, float | None] | None] = []
+        self._offsets: list[int] = []
+        #: Where the next token begins.
+        self.offset = offset
+
+    def first_of_prompt(self, token_id: int, text: str) -> None:
+        """Nothing predicts it."""
+        self._add(self._name(token_id), text, None, None)
+
+    def add(self, entry: bytes, text: str) -> None:
+        """A serialised TokenLogprobs, and the text that came with its token."""
+        logprobs = TokenLogprobs.FromString(entry)
+        name, value = self._name(logprobs.token_id), _number(logprobs.logprob)
+        top = {self._name(one.token_id): _number(one.logprob) for one in reversed(logprobs.top)}
+        # The token itself is always among them, last if it is beyond those that were asked for.
+        tops = dict(reversed(top.items())) | {name: value} if top else None
+        self._add(name, text, value, tops)
+
+    def plain(self) -> dict[str, Any]:
+        """As the reply has it."""
+        return {
+            "tokens": self._tokens,
+            "token_logprobs": self._logprobs,
+            "top_logprobs": self._tops if any(self._tops) else None,
+            "text_offset": self._offsets,
+        }
+
+    def _add(self, name: str, text: str, logprob: float | None, top: dict[str, float | None] | None) -> None:
+        self._tokens.append(name)
+        self._logprobs.append(logprob)
+        self._tops.append(top)
+        self._offsets.append(self.offset)
+        self.offset += len(text)
+
+    def _name(self, token_id: int) -> str:
+        return token_text(self._piece_of(token_id))
 
 
 def _chat_token(piece: str | bytes, logprob: float) -> dict[str, Any]:

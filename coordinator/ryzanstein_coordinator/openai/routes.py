@@ -15,9 +15,10 @@ from ryzanstein.wire import StatusError
 from ..front_door import FrontDoor
 from ..intake import GenerateCall, Intake
 from ..prompts import ModelFacts, Prompt, TextPrompt
-from ..requests import Subscription
+from ..requests import RequestSpec, Subscription
+from ..tokenization import ModelTokenizer
 from .answer import Answer, MakeChoice, admit, new_id
-from .choices import ChatChoice, CompletionChoice
+from .choices import ChatChoice, CompletionChoice, Echo
 from .errors import BadRequestError, UnknownModelError
 from .prompts import MAX_PROMPTS, chat_prompt, completion_prompts
 from .resume import read_resume
@@ -85,7 +86,7 @@ def openai_routes(front_door: FrontDoor, intake: Intake) -> APIRouter:
         n = count_of(body)
 
         def choice(index: int, one: Subscription) -> CompletionChoice:
-            echo = _echo(intake, prompts[index // n], one) if body.echo else ""
+            echo = _echo(intake.tokenizer, prompts[index // n], one.record.spec) if body.echo else None
             return CompletionChoice(index, one.record.output, piece_of, start=one.index, echo=echo)
 
         return await answer(
@@ -145,8 +146,15 @@ def _model_card(facts: ModelFacts, created: int) -> dict[str, Any]:
     }
 
 
-def _echo(intake: Intake, prompt: Prompt, subscription: Subscription) -> str:
-    """The prompt as it was sent, or the text of its ids."""
-    if isinstance(prompt, TextPrompt):
-        return prompt.text
-    return intake.tokenizer.decode(list(subscription.record.spec.prompt))
+def _echo(tokenizer: ModelTokenizer, prompt: Prompt, spec: RequestSpec) -> Echo:
+    """The prompt as it was sent, or the text of its ids; token by token only if their logprobs are wanted."""
+    ids = spec.prompt
+    text = (
+        prompt.text
+        if isinstance(prompt, TextPrompt)
+        else tokenizer.decode(list(ids), skip_special_tokens=True)
+    )
+    if not spec.sampling.HasField("prompt_logprobs"):
+        return Echo(text)
+    detokenizer = tokenizer.detokenizer()
+    return Echo(text, ids, [detokenizer.push(token_id) for token_id in ids])

@@ -40,13 +40,13 @@ def completion_sampling(request: CompletionRequest) -> SamplingParams:
         raise BadRequestError("suffix is not supported: the model only continues a text", param="suffix")
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise BadRequestError("best_of is not supported: ask for n and choose", param="best_of")
-    if request.echo and request.logprobs is not None:
-        raise BadRequestError("echo together with logprobs is not supported yet", param="echo")
     params = _common(request)
     wanted = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
     params.max_tokens = _within("max_tokens", wanted, 1, _UINT32)
     if request.logprobs is not None:
         params.logprobs = _within("logprobs", request.logprobs, 0, MAX_LOGPROBS)
+        if request.echo:
+            params.prompt_logprobs = params.logprobs
     return params
 
 

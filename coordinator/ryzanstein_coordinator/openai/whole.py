@@ -16,6 +16,7 @@ from .stream import disconnected
 
 async def whole_reply(answer: Answer, request: Request, headers: dict[str, str]) -> Response:
     """Waits for the end of all sequences. A client that goes away in the meantime frees their places."""
+    choices = answer.choices()
     reading = asyncio.create_task(_endings(answer))
     gone = asyncio.create_task(disconnected(request.receive))
     try:
@@ -32,8 +33,8 @@ async def whole_reply(answer: Answer, request: Request, headers: dict[str, str])
         failure = failure_of(subscription, ending)
         if failure is not None:
             return reply_of(failure).response()
-    choices = [choice.whole(ending) for choice, ending in zip(answer.choices(), endings, strict=True)]
-    body = {**answer.head(answer.kind), "choices": choices, "usage": answer.usage()}
+    wholes = [choice.whole(ending) for choice, ending in zip(choices, endings, strict=True)]
+    body = {**answer.head(answer.kind), "choices": wholes, "usage": answer.usage()}
     text = json.dumps(body, separators=(",", ":"), allow_nan=False)
     return Response(text, media_type="application/json", headers=headers)
 

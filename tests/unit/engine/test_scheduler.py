@@ -25,6 +25,24 @@ def next_token(sequence_id: int, position: int) -> int:
     return (sequence_id * 7919 + position * 104729) % 97 + 3
 
 
+def test_every_token_of_a_prompt_is_scored_once_and_few_in_a_step() -> None:
+    plain = scheduler(seqs=20, tokens=256)
+    prompts = {1: 100, 2: 70, 3: 1}
+    arrivals = [submission(i, list(range(n)), prompt_logprobs=0, max_tokens=3) for i, n in prompts.items()]
+    arrivals.append(submission(4, list(range(50)), max_tokens=3))
+    engine = Engine(plain)
+    seen: dict[int, list[int]] = {i: [] for i in range(1, 5)}
+    batch = engine.step(arrivals)
+    while batch.slices:
+        rows = [(p.sequence.sequence_id, p.start + 1 + i) for p in batch.slices for i in range(p.num_scored)]
+        assert len(rows) <= 20
+        for sequence_id, position in rows:
+            seen[sequence_id].append(position)
+        batch = engine.step()
+    assert seen == {1: list(range(1, 100)), 2: list(range(1, 70)), 3: [], 4: []}
+    assert all(len(output) == 3 for output in engine.output.values())
+
+
 @dataclass
 class Engine:
     """Drives a scheduler as the leader does, with a token function in place of a model."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from ..requests.cluster import eventually
 from ..requests.leader import Leader, script
 from .serving import CHAT, COMPLETIONS, TOKENIZER, Front, ids_of, text_of
 
@@ -196,6 +198,46 @@ async def test_completion_logprobs_name_every_token_and_where_its_text_begins(
         assert [value for part in parts for value in part[name]] == logprobs[name]
     nothing = await served.ok(COMPLETIONS, prompt="hi", logprobs=0, max_tokens=2)
     assert nothing["choices"][0]["logprobs"]["top_logprobs"] is None
+
+
+async def test_echo_with_logprobs_has_those_of_the_prompt_too(served: Front, answer: list[int]) -> None:
+    ids = TOKENIZER.encode("Grüße 🙂")  # with the special one before it, which has no text
+    asked: dict[str, Any] = {"prompt": [ids, ids_of("x")], "echo": True, "logprobs": 1, "max_tokens": 2}
+    body = await served.ok(COMPLETIONS, **asked)
+    first, second = body["choices"]
+    shown = TOKENIZER.decode(ids, skip_special_tokens=True)
+    assert first["text"] == shown + TOKENIZER.decode(answer[:2])
+    logprobs = first["logprobs"]
+    assert logprobs["token_logprobs"] == [None, *(float(-i) for i in ids[1:]), -0.25, -0.25]
+    assert logprobs["top_logprobs"][0] is None
+    assert len(logprobs["top_logprobs"][1]) == 2  # the most probable one, and the prompt's own
+    assert logprobs["text_offset"][len(ids)] == len(shown)
+    assert len(logprobs["text_offset"]) == len(logprobs["tokens"]) == len(ids) + 2
+    assert second["logprobs"]["token_logprobs"] == [None, *(-float(i) for i in ids_of("x")[1:]), -0.25, -0.25]
+    events = await served.events(COMPLETIONS, **asked)
+    for whole in (first, second):
+        assert text_of(events, whole["index"]) == whole["text"]
+        parts = [
+            c["logprobs"] for e in events[:-1] for c in e.data["choices"] if c["index"] == whole["index"]
+        ]
+        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+            assert [v for part in parts if part for v in part[name]] == whole["logprobs"][name]
+
+
+async def test_logprobs_of_a_prompt_outlast_its_group(
+    served: Front, leader: Leader, answer: list[int]
+) -> None:
+    leader.budget = 1
+    asked: dict[str, Any] = {"prompt": ids_of("Grüße 🙂"), "echo": True, "logprobs": 0, "max_tokens": 5}
+    asking = asyncio.create_task(served.ok(COMPLETIONS, **asked))
+    await eventually(lambda: served.path.seen.generated == 1)
+    served.path.router.group_lost("g0", 1, "a test")
+    leader.epoch = 2
+    served.path.serve(leader)  # which computes the prompt again, and tells its logprobs again
+    leader.allow(None)
+    logprobs = (await asking)["choices"][0]["logprobs"]
+    assert logprobs["token_logprobs"][1:] == [-float(i) for i in asked["prompt"][1:]] + [-0.25] * 5
+    assert len(leader.submissions) == 2
 
 
 async def test_the_model_is_listed_with_its_length(served: Front) -> None:

@@ -82,6 +82,7 @@ class Leader:
         self.steps = 0
         self.address = ""
         self._sequences: dict[int, _Sequence] = {}
+        self._scored: set[int] = set()
         self._work = asyncio.Event()
         self._server: grpc.aio.Server | None = None
         self._channel: grpc.aio.Channel | None = None
@@ -178,9 +179,36 @@ class Leader:
             self.budget -= len(batch)
         if not batch:
             return None
+        scored = [output for sequence in batch for output in self._score(sequence)]
         stats = SchedulerStats(running=len(batch), waiting=len(self._sequences) - len(batch))
-        outputs = [self._advance(sequence) for sequence in batch]
+        outputs = [*scored, *map(self._advance, batch)]
         return ExecuteResponse(epoch=self.epoch, step=self.steps, outputs=outputs, stats=stats)
+
+    def _score(self, sequence: _Sequence) -> list[SequenceOutput]:
+        """The logprobs of a prompt, in two parts, when it is computed: the token's own id is its logprob."""
+        submitted, tokens = sequence.submitted, sequence.submitted.prompt_token_ids
+        if not submitted.sampling.HasField("prompt_logprobs") or submitted.sequence_id in self._scored:
+            return []
+        self._scored.add(submitted.sequence_id)
+        entries = [
+            TokenLogprobs(
+                token_id=token_id,
+                logprob=-token_id,
+                top=[TopLogprob(token_id=9, logprob=-0.5)] * submitted.sampling.prompt_logprobs,
+            )
+            for token_id in tokens[1:]
+        ]
+        half = len(entries) // 2
+        return [
+            SequenceOutput(
+                sequence_id=submitted.sequence_id,
+                first_index=len(sequence.output),
+                prompt_index=1 + start,
+                prompt_logprobs=part,
+            )
+            for start, part in ((0, entries[:half]), (half, entries[half:]))
+            if part
+        ]
 
     def _advance(self, sequence: _Sequence) -> SequenceOutput:
         submitted = sequence.submitted

@@ -36,7 +36,10 @@ def test_every_default_is_filled_in() -> None:
         repetition_penalty=1.0,
     )
     defaults = [field.name for field in SamplingParams.DESCRIPTOR.fields if field.has_presence]
-    assert [name for name in defaults if not resolved.HasField(name)] == ["logprobs"]  # type: ignore[arg-type]
+    assert [name for name in defaults if not resolved.HasField(name)] == [  # type: ignore[arg-type]
+        "logprobs",
+        "prompt_logprobs",
+    ]
 
 
 def test_what_was_asked_stays() -> None:
