@@ -444,6 +444,10 @@ def test_a_leader_whose_stream_cannot_be_opened_is_replaced() -> None:
     assert leader not in cluster.members()
 
 
+def forms_again(cluster: SimulatedCluster, epoch: int) -> bool:
+    return cluster.run_until(lambda: cluster.ready["g0"] > epoch, 5.0)
+
+
 def test_death_after_death_is_never_waited_for_though_the_survivors_report_comes_first() -> None:
     """Each time the peers' failed collective is heard of before the process is known to be gone."""
     cluster = serving(tensor_parallel_size=2, spares=1)
@@ -452,7 +456,7 @@ def test_death_after_death_is_never_waited_for_though_the_survivors_report_comes
         epoch = cluster.ready["g0"]
         cluster.kill(victim, seen_after_s=0.1)
         killed_at_s = cluster.now_s
-        assert cluster.run_until(lambda epoch=epoch: cluster.ready["g0"] > epoch, 5.0)
+        assert forms_again(cluster, epoch)
         assert cluster.now_s - killed_at_s < 1.0
         cluster.start(victim)
         cluster.run_for(2.0)  # the replacement holds its shards; far less than it takes to count as stable
