@@ -23,14 +23,23 @@ from .errors import BadRequestError, UnknownModelError
 from .prompts import MAX_PROMPTS, chat_prompt, completion_prompts
 from .resume import read_resume
 from .sampling import chat_sampling, completion_sampling, count_of
-from .schemas import ChatRequest, CompletionRequest, DetokenizeRequest, GenerationRequest, TokenizeRequest
+from .schemas import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Failure,
+    GenerationRequest,
+    TokenizeRequest,
+)
 from .stream import EventStream
 from .whole import whole_reply
 
 
 def openai_routes(front_door: FrontDoor, intake: Intake) -> APIRouter:
     """Routes to include into the coordinator's application."""
-    routes = APIRouter(tags=["openai"])
+    # Without the first FastAPI would document its own 422, which is never sent.
+    failures: dict[int | str, dict[str, Any]] = {"4XX": {"model": Failure}, "5XX": {"model": Failure}}
+    routes = APIRouter(tags=["openai"], responses=failures)
     started_at = int(time.time())
     piece_of = intake.tokenizer.piece
 

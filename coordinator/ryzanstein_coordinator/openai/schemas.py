@@ -165,3 +165,18 @@ class DetokenizeRequest(_Body):
     """POST /detokenize."""
 
     tokens: Integers
+
+
+class FailureDetails(BaseModel):
+    """What went wrong, in words and for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Failure(BaseModel):
+    """The body of every reply that is not 2xx; for the page that describes the API."""
+
+    error: FailureDetails

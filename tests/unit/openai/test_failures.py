@@ -101,6 +101,15 @@ async def test_what_is_no_json_object_is_400(served: Front, body: bytes) -> None
         assert reply.json()["error"]["type"] == "invalid_request_error"
 
 
+async def test_the_page_that_describes_the_api_promises_no_422(served: Front) -> None:
+    page = (await served.client.get("/openapi.json")).json()
+    for methods in page["paths"].values():
+        for operation in methods.values():
+            assert "422" not in operation["responses"]
+            body = operation["responses"]["4XX"]["content"]["application/json"]["schema"]
+            assert body == {"$ref": "#/components/schemas/Failure"}
+
+
 async def test_unknown_fields_and_nulls_are_tolerated(served: Front) -> None:
     nulls = dict.fromkeys(["model", "n", "stop", "seed", "logit_bias", "logprobs", "stream_options", "top_k"])
     for where, prompt in ((CHAT, {"messages": ASK}), (COMPLETIONS, {"prompt": "a"})):
