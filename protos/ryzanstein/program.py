@@ -58,6 +58,7 @@ EXTRA_OF_MODULE = {
     "tokenizers": "coordinator",
     "jinja2": "coordinator",
     "fastapi": "coordinator",
+    "pydantic": "coordinator",
     "uvicorn": "coordinator",
     "prometheus_client": "coordinator",
     "grpc_health": "coordinator",
