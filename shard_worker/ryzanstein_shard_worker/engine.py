@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 import structlog
@@ -23,29 +23,17 @@ from ryzanstein.v1 import cluster_pb2, shard_worker_pb2
 from .communication import CommunicationProfiler
 from .config import DistributedConfig
 from .device import bound_memory
+from .engine_status import EngineStatus
 from .epoch import EpochMembership, parameter_sources, run_steps
 from .inbox import Inbox
 from .process_groups import Group, ProcessGroupManager
 from .runner import Runner
-from .shard import Shard, ShardKey, build_shard
+from .shard import Shard, ShardKey
 from .shard_shelf import ShardShelf
 from .step_loop import Publish
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStatus:
-    """What a heartbeat tells. Replaced as a whole, so that a reader never sees half a change."""
-
-    state: cluster_pb2.WorkerState.ValueType = cluster_pb2.WORKER_STATE_STANDBY
-    phase: str = "waiting"
-    epoch: int = 0
-    load_progress: float = 0.0
-    weights_bytes: int = 0
-    kv_cache_bytes: int = 0
-    fault: cluster_pb2.Fault | None = None
 
 
 class EngineStoppedError(Exception):
@@ -199,27 +187,17 @@ class Engine:
         self._on_change()
 
     def _load(self, request: shard_worker_pb2.LoadShardRequest) -> Shard:
-        key = ShardKey.of(request)
         self._gives_way = request.beside
-        held = self._shelf.find(key)
-        if held is not None:
-            self._shelf.put(held, beside=request.beside)
-            self._rest()
-            return held
         if request.beside:
             self._set(phase="loading one more rank")
-        else:
+        elif self._shelf.find(ShardKey.of(request)) is None:
             self._release()  # before the new weights, not beside them
             self._set(state=cluster_pb2.WORKER_STATE_LOADING, phase="loading", load_progress=0.0, fault=None)
         try:
             bound_memory(self._device, request.limits.memory_bytes)
-            shard = build_shard(request, model_dir=self._config.model_dir, device=self._device)
-            if shard.index is not None:
-                shard.read(self._device, self._progressed)
-            self._shelf.put(shard, beside=request.beside)
+            return self._shelf.load(request, self._config.model_dir, self._device, self._progressed)
         finally:
             self._rest()
-        return shard
 
     def _progressed(self, fraction: float) -> None:
         if self._closing:
@@ -237,20 +215,8 @@ class Engine:
 
     def _rest(self, **changes: object) -> None:
         """Outside a group, with or without a shard."""
-        shard = self._shard
-        phase = "waiting" if shard is None else "loaded" if shard.loaded else "waiting for a peer's weights"
-        self._set(
-            state=cluster_pb2.WORKER_STATE_STANDBY,
-            phase=phase,
-            load_progress=float(shard is not None and shard.loaded),
-            weights_bytes=self._shelf.weights_bytes,
-            kv_cache_bytes=0 if shard is None else shard.kv_cache_bytes,
-            **changes,
-        )
-
-    @property
-    def _shard(self) -> Shard | None:
-        return self._shelf.current
+        self.status = self.status.at_rest(self._shelf)
+        self._set(**changes)
 
     def _serve(
         self, request: shard_worker_pb2.JoinGroupRequest, joined: Future[Group], aborts_seen: int
@@ -276,7 +242,7 @@ class Engine:
     def _enter(
         self, request: shard_worker_pb2.JoinGroupRequest, aborts_seen: int
     ) -> tuple[EpochMembership, Runner]:
-        shard, limits = self._shard, request.limits
+        shard, limits = self._shelf.current, request.limits
         if (
             shard is None
             or shard.key.rank != request.rank
@@ -284,6 +250,7 @@ class Engine:
         ):
             raise RuntimeError(f"rank {request.rank} of {len(request.members)} has no shard loaded here")
         self._shelf.keep_only(shard.key)  # before the pages, not beside them
+        self._gives_way = False
         self._set(state=cluster_pb2.WORKER_STATE_LOADING, phase="forming", epoch=request.epoch, fault=None)
         bound_memory(self._device, limits.memory_bytes)
         failpoint("join.begun")
@@ -307,8 +274,8 @@ class Engine:
 
     def _leave(self, epoch: int, fault: cluster_pb2.Fault | None) -> None:
         self._membership = None  # before anybody is told that something changed
-        if self._shard is not None:
-            self._shard.handler.unbind()
+        if self._shelf.current is not None:
+            self._shelf.current.handler.unbind()
         self._groups.leave(epoch)
         if fault is not None and fault.kind == "memory" and self._device.type == "cuda":
             torch.cuda.empty_cache()  # in other pieces it may be enough

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from .shard import Shard, ShardKey
+from pathlib import Path
+
+import torch
+
+from ryzanstein.v1 import shard_worker_pb2
+
+from .shard import Progress, Shard, ShardKey, build_shard
 
 
 class ShardShelf:
@@ -19,14 +25,34 @@ class ShardShelf:
     def find(self, key: ShardKey) -> Shard | None:
         return self._shards.get(key)
 
-    def put(self, shard: Shard, *, beside: bool) -> None:
+    def load(
+        self,
+        request: shard_worker_pb2.LoadShardRequest,
+        model_dir: Path | None,
+        device: torch.device,
+        progress: Progress,
+    ) -> Shard:
+        """The shard that is asked for: what stands here already, or from this host's files, or, without files, still
+        without its weights.
+
+        Raises:
+            ModelError: the files are not those of the coordinator's model; and whatever `progress` raises.
+        """
+        shard = self.find(ShardKey.of(request))
+        if shard is None:
+            shard = build_shard(request, model_dir=model_dir, device=device)
+            if shard.index is not None:
+                shard.read(device, progress)
+        self._put(shard, beside=request.beside)
+        return shard
+
+    def keep_only(self, key: ShardKey) -> None:
+        """Drops all others."""
+        self.current = self._shards.get(key)
+        self._shards = {} if self.current is None else {key: self.current}
+
+    def _put(self, shard: Shard, *, beside: bool) -> None:
         """One more; it is the current one unless it only stands `beside` that."""
         self._shards[shard.key] = shard
         if not beside or self.current is None:
             self.current = shard
-
-    def keep_only(self, key: ShardKey) -> Shard | None:
-        """Drops all others; None if it was not there: then nothing is left."""
-        self.current = self._shards.get(key)
-        self._shards = {} if self.current is None else {key: self.current}
-        return self.current
