@@ -38,8 +38,9 @@ TREATMENTS = {
     Cause.COLLECTIVE: Treatment(strike=True, may_repeat=True),
     Cause.STUCK: Treatment(strike=True, may_repeat=True),
     Cause.DEVICE: Treatment(failed=True),
-    # Its weights are in memory and it did nothing wrong: what it was asked for was too large (see `suspicion`).
-    Cause.MEMORY: Treatment(may_repeat=True),
+    # Its weights are in memory and it did nothing wrong: what it was asked for was too large. That is asked for last
+    # the next time, and then not again (`suspicion`), so there is nothing to wait for.
+    Cause.MEMORY: Treatment(),
     Cause.ENGINE: Treatment(strike=True, may_repeat=True),
     Cause.STREAM: Treatment(strike=True, may_repeat=True),
     Cause.DRAIN: Treatment(),
