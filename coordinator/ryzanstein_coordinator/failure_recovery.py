@@ -139,6 +139,9 @@ class FailureRecoveryManager:
         member = next((m for m in recovery.members if m.incarnation == worker.incarnation), None)
         if member is None or recovery.cause in (Cause.PROCESS, Cause.LEASE, Cause.DEVICE):
             return recovery
+        known = recovery.culprit
+        if recovery.cause is Cause.STUCK and known is not None and known.pid == worker.pid:
+            return recovery  # an engine that does not leave its group ends its process: a consequence
         return replace(recovery, cause=cause, culprit=_culprit_at(worker, member.rank), reason=reason)
 
     def retry(self, now_s: float, group: GroupRecord, *, may_repeat: bool) -> Retry:

@@ -78,6 +78,9 @@ class HealthMonitor:
             if (report := telemetry.get(worker_id := member.worker_id)) is not None
         ]
         for worker_id, report in reports:
+            if report.device_failure:
+                return _device_failed(now_s, workers[worker_id], report.device_failure)
+        for worker_id, report in reports:
             if report.fault is not None and report.fault.epoch == group.epoch:
                 return _reported(now_s, group, workers[worker_id], report.fault)
         if group.phase is not Phase.SERVING:
@@ -173,6 +176,15 @@ class HealthMonitor:
 
 def _position(report: Telemetry) -> tuple[int, int]:
     return report.collective_sequence, report.step
+
+
+def _device_failed(now_s: float, worker: WorkerRecord, why: str) -> Fault:
+    return Fault(
+        cause=Cause.DEVICE,
+        culprit=worker.worker_id,
+        reason=f"{worker.worker_id} (rank {worker.rank}) reports: its device {worker.device.name} has failed: {why}",
+        seen_at_s=now_s,
+    )
 
 
 def _reported(now_s: float, group: GroupRecord, worker: WorkerRecord, fault: FaultReport) -> Fault:

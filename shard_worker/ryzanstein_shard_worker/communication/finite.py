@@ -16,10 +16,10 @@ _NOTED = (torch.float32, torch.bfloat16, torch.float16)
 
 def holds_non_finite(tensor: Tensor) -> bool:
     """Whether NaN or infinity is in a CPU tensor [*S], of any strides. Waits for nothing else."""
-    if not tensor.is_floating_point():
-        return False
     found = native_non_finite(tensor)
-    return not bool(torch.isfinite(tensor).all()) if found is None else found
+    if found is None:
+        return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    return found
 
 
 def spoil(tensor: Tensor) -> None:

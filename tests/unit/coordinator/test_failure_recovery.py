@@ -111,6 +111,11 @@ def test_a_death_explains_the_collective_that_failed_before() -> None:
     assert blamed.seen_at_s == 99.5
 
 
+def test_a_stuck_process_that_ends_itself_was_stuck() -> None:
+    stuck = opened(Cause.STUCK)
+    assert MANAGER.blame(stuck, Cause.PROCESS, worker("w1"), "w1 ended") is stuck
+
+
 def test_a_second_death_does_not_take_the_blame_of_the_first() -> None:
     first = opened(Cause.PROCESS)
     assert MANAGER.blame(first, Cause.PROCESS, worker("w0"), "w0 ended") is first
