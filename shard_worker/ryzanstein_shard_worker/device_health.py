@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,23 +17,12 @@ import torch
 
 from ryzanstein.failpoints import failpoint
 
+from .device_reading import DeviceReading
+
 log = structlog.get_logger(__name__)
 
 _INTERVAL_S = 0.5
 _EDAC = Path("/sys/devices/system/edac/mc")
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceReading:
-    """What a device said. None: it does not tell."""
-
-    #: Why nothing may be computed on it any more; empty while it is well.
-    failure: str = ""
-    #: Share of the last second or so in which it computed, 0 to 1.
-    utilization_ratio: float | None = None
-    temperature_celsius: float | None = None
-    #: Uncorrected memory errors since the driver was loaded.
-    ecc_errors: int | None = None
 
 
 class DeviceProbe(Protocol):

@@ -19,7 +19,7 @@ from ryzanstein.wire import CHANNEL_OPTIONS
 
 from .config import DistributedConfig
 from .device import describe, host_id, peak_bytes, used_bytes
-from .device_health import DeviceReading
+from .device_reading import DeviceReading
 from .engine import Engine
 
 log = structlog.get_logger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .device_health import DeviceReading
+from .device_reading import DeviceReading
 
 #: XID errors after which a GPU is not to be used before it was reset or replaced (NVIDIA's Xid catalogue). Those
 #: that a faulty program can cause (13, 31, 43, …) end its process anyway, and are no fault of the device.

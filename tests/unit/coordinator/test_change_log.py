@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +30,7 @@ def lines(*recoveries: Recovery | None) -> list[dict[str, Any]]:
     """The lines about faults, while the group's recovery changes as given."""
     states = [ClusterState(groups=(GroupRecord(group_id="g0", size=2, recovery=r),)) for r in recoveries]
     with capture_logs() as logs:
-        for before, after in zip(states, states[1:], strict=False):
+        for before, after in itertools.pairwise(states):
             log_changes(before, after)
     return [dict(entry) for entry in logs if entry["event"] == "recovery"]
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ryzanstein import failpoints
-from ryzanstein_shard_worker.device_health import DeviceReading, DeviceWatch, HostMemoryProbe, open_probe
+from ryzanstein_shard_worker.device_health import DeviceWatch, HostMemoryProbe, open_probe
+from ryzanstein_shard_worker.device_reading import DeviceReading
 from ryzanstein_shard_worker.nvml import NvmlProbe, NvmlUnavailableError
 
 
