@@ -53,6 +53,8 @@ class Child:
     arguments: Callable[[], list[str]]
     #: Environment in addition to the parent's.
     environment: dict[str, str]
+    #: It is never started again sooner than so long after its end.
+    restart_after_s: float = 0.0
 
 
 #: What a child announced just before its end is still heard. Longer only if a process of its own holds the pipe open.
@@ -92,7 +94,7 @@ class Supervisor:
             stop = self._stops[child.name]
             if stop.is_set() or is_final(code):
                 return code
-            delay_s = self._policy.delay_s(lived_s, failures)
+            delay_s = max(child.restart_after_s, self._policy.delay_s(lived_s, failures))
             failures = 0 if lived_s >= self._policy.healthy_after_s else failures + 1
             log.warning("child_ended", child=child.name, exit=_describe(code), starts_again_in_s=delay_s)
             with contextlib.suppress(TimeoutError):
