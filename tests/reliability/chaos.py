@@ -59,6 +59,7 @@ def disturbed_cluster(
     spares: int = 1,
     size: int = 2,
     failpoints: Path | None = None,
+    health_every_s: float = 0.005,
 ) -> Iterator[tuple[Cluster, Traffic, HealthWatch]]:
     """A cluster under load, watched. Fails at the end if any token of any stream was wrong."""
     vocab_size = json.loads((model / "config.json").read_text())["vocab_size"]
@@ -67,7 +68,10 @@ def disturbed_cluster(
     with Cluster(state_dir, model, *flags, tensor_parallel_size=size, failpoints=failpoints) as cluster:
         cluster.ready(120)
         wait_for_spares(cluster, spares)
-        with HealthWatch(cluster.http) as health, Traffic(cluster.grpc, requests, streams=streams) as traffic:
+        with (
+            HealthWatch(cluster.http, health_every_s) as health,
+            Traffic(cluster.grpc, requests, streams=streams) as traffic,
+        ):
             traffic.wait_for_flow()
             yield cluster, traffic, health
             traffic.wait_for_flow()
@@ -206,6 +210,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--fault", choices=["kill", "stop"], default="kill")
+    parser.add_argument(
+        "--health-every", type=float, default=0.005, help="seconds; each costs processor time"
+    )
     parser.add_argument("--resident-gib", type=float, default=0.0)
     parser.add_argument("--calm-minutes", type=float, default=0.0, help="before: nothing may be suspected")
     parser.add_argument("--json", type=Path, help="where to write every kill")
@@ -225,6 +232,7 @@ def main() -> int:
             spares=options.spares,
             size=options.tensor_parallel_size,
             failpoints=points.directory,
+            health_every_s=options.health_every,
         ) as (cluster, traffic, health),
     ):
         coordinator = next(p for p in cluster.children() if "coordinator" in p.cmdline())

@@ -14,11 +14,12 @@ import psutil
 
 
 class HealthWatch:
-    """Asks /health every 5 ms over one connection. `answers` are (when it was asked, when it was answered, status)."""
+    """Asks /health again and again over one connection. `answers` are (when asked, when answered, status)."""
 
-    def __init__(self, http_url: str) -> None:
+    def __init__(self, http_url: str, every_s: float = 0.005) -> None:
         self._host = urlsplit(http_url).netloc
         self.answers: list[tuple[float, float, int]] = []
+        self._every_s = every_s
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="health", daemon=True)
 
@@ -49,7 +50,7 @@ class HealthWatch:
 
     def _run(self) -> None:
         connection = http.client.HTTPConnection(self._host, timeout=5)
-        while not self._ending.wait(0.005):
+        while not self._ending.wait(self._every_s):
             asked = time.monotonic()
             try:
                 connection.request("GET", "/health")
