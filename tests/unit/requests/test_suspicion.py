@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -29,7 +28,15 @@ async def path() -> AsyncIterator[RequestPath]:
 class Group:
     """A group that breaks for as long as `breaks_with(ids of what its leader has)` says so."""
 
-    def __init__(self, path: RequestPath, cause: Cause, breaks_with: Callable[[set[str]], bool]) -> None:
+    def __init__(
+        self,
+        path: RequestPath,
+        cause: Cause,
+        breaks_with: Callable[[set[str]], bool],
+        *,
+        step_s: float = 0.0,
+    ) -> None:
+        self.step_s = step_s
         self.path = path
         self.cause = cause
         self.breaks_with = breaks_with
@@ -40,7 +47,7 @@ class Group:
     async def serve(self, subscriptions: list[Subscription]) -> None:
         """Epoch after epoch, until every request has ended."""
         while any(subscription.record.ending is None for subscription in subscriptions):
-            leader = await Leader(epoch=len(self.submitted) + 1).start()
+            leader = await Leader(epoch=len(self.submitted) + 1, step_s=self.step_s).start()
             complaints = len(self.path.seen.broken)
 
             def crash(_response: ExecuteResponse, leader: Leader = leader) -> None:
@@ -145,10 +152,18 @@ async def test_suspects_are_submitted_one_at_a_time_and_nobody_else_waits_for_th
 
 
 async def test_ordinary_kills_in_a_row_fail_nobody(path: RequestPath) -> None:
-    """Each epoch brings every stream two tokens, and dies."""
+    """Each epoch brings every stream a token, and dies."""
     asked = await ask(path, {"a": 3, "b": 30, "c": 9}, max_tokens=25)
-    steps = itertools.count(1)
-    group = Group(path, Cause.PROCESS, lambda _ids: next(steps) % 3 == 0)
+    tokens = dict.fromkeys(asked, 0)
+
+    def all_have_one_more(_ids: set[str]) -> bool:
+        now = {name: len(subscription.record.output) for name, subscription in asked.items()}
+        if all(now[name] > tokens[name] for name in asked):
+            tokens.update(now)
+            return True
+        return False
+
+    group = Group(path, Cause.PROCESS, all_have_one_more, step_s=0.01)  # slow enough to be followed
     await group.serve(list(asked.values()))
     assert group.breaks >= 5  # far more than make a suspect, and an end
     await assert_whole(asked)
