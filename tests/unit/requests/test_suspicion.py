@@ -138,12 +138,13 @@ async def test_suspects_are_submitted_one_at_a_time_and_nobody_else_waits_for_th
     group = Group(path, Cause.PROCESS, lambda ids: "poison" in ids)
 
     async def arrives_later() -> None:
-        await eventually(lambda: group.breaks == 3)
+        await eventually(lambda: group.breaks >= 3)
         asked["late"] = await path.ask([90], request_id="late", max_tokens=4)
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(arrives_later())
         tasks.create_task(group.serve(list(asked.values())))
+    await group.serve(list(asked.values()))  # should it have come too late for all of that
     assert all(ids.count("poison") <= 1 for ids in group.submitted)
     assert all(
         ids.index("a") < ids.index("poison") for ids in group.submitted[2:] if {"a", "poison"} <= {*ids}
