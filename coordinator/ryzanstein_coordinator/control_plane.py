@@ -272,6 +272,8 @@ class ControlPlane:
         if isinstance(event, events.RequestsResumed):
             resumed = recovery.requests_resumed + event.count
             recovery = replace(recovery, requests_resumed=resumed, told=True)
+        elif recovery.told and not recovery.requests_resumed:
+            return  # nobody had waited: the next caller's first token is no part of the recovery
         elif recovery.first_token_at_s is None:
             recovery = replace(recovery, first_token_at_s=max(event.at_s, recovery.seen_at_s))
         draft.set_group(group.group_id, recovery=recovery, stream_breaks=0)

@@ -154,7 +154,12 @@ class GroupLife:
             if worker.loading != key:
                 draft.act(LoadShard(group.group_id, epoch, member.worker_id, member.incarnation, key, limits))
             draft.set_worker(
-                member.worker_id, group=group.group_id, rank=member.rank, loading=key, seen_epoch=epoch
+                member.worker_id,
+                group=group.group_id,
+                rank=member.rank,
+                loading=key,
+                loading_beside=False,  # what it loads as a spare is its own now
+                seen_epoch=epoch,
             )
         draft.set_group(
             group.group_id,

@@ -103,7 +103,7 @@ class Router:
             return
         group.close()
         self._stall(group)
-        there = [record for record in group.cut_off if record.ending is None]
+        there, group.cut_off = [record for record in group.cut_off if record.ending is None], ()
         for given_up in after_break(there, cause, reason):
             self._finish(given_up.record, given_up.ending)
         for record in there:

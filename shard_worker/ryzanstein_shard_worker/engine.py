@@ -242,14 +242,10 @@ class Engine:
     def _enter(
         self, request: shard_worker_pb2.JoinGroupRequest, aborts_seen: int
     ) -> tuple[EpochMembership, Runner]:
-        shard, limits = self._shelf.current, request.limits
-        if (
-            shard is None
-            or shard.key.rank != request.rank
-            or shard.key.tensor_parallel_size != len(request.members)
-        ):
+        limits = request.limits
+        shard = self._shelf.take(request.rank, len(request.members))  # the others go before the pages come
+        if shard is None:
             raise RuntimeError(f"rank {request.rank} of {len(request.members)} has no shard loaded here")
-        self._shelf.keep_only(shard.key)  # before the pages, not beside them
         self._gives_way = False
         self._set(state=cluster_pb2.WORKER_STATE_LOADING, phase="forming", epoch=request.epoch, fault=None)
         bound_memory(self._device, limits.memory_bytes)

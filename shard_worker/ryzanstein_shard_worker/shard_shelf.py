@@ -46,10 +46,16 @@ class ShardShelf:
         self._put(shard, beside=request.beside)
         return shard
 
-    def keep_only(self, key: ShardKey) -> None:
-        """Drops all others."""
-        self.current = self._shards.get(key)
-        self._shards = {} if self.current is None else {key: self.current}
+    def take(self, rank: int, size: int) -> Shard | None:
+        """The shard of this rank, which is the only one from here on. None: it is not here, and all stay."""
+        fitting = [
+            s for s in self._shards.values() if (s.key.rank, s.key.tensor_parallel_size) == (rank, size)
+        ]
+        if not fitting:
+            return None
+        self.current = fitting[-1]
+        self._shards = {self.current.key: self.current}
+        return self.current
 
     def _put(self, shard: Shard, *, beside: bool) -> None:
         """One more; it is the current one unless it only stands `beside` that."""

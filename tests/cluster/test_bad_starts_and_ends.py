@@ -113,7 +113,7 @@ LOGGED = {
     "starting": "child_started",
     "waiting": "listening",
     "registering": "joining",
-    "loading": "loading 2 shards",
+    "loading": "loading 2 ranks",
 }
 
 
