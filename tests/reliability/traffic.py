@@ -140,7 +140,7 @@ class Traffic:
         return [stream.stall_s(fault_at) for stream in self.streams]
 
     async def _learn(self) -> None:
-        async with AsyncClient(self._address) as client:
+        async with AsyncClient(self._address, connect_timeout_s=60) as client:
             completions = await asyncio.gather(
                 *(client.generate(list(request.prompt), **request.options) for request in self._requests)
             )
@@ -149,7 +149,7 @@ class Traffic:
         }
 
     async def _run(self) -> None:
-        async with AsyncClient(self._address) as client:
+        async with AsyncClient(self._address, connect_timeout_s=60) as client:
             await asyncio.gather(*(self._keep_asking(client, stream) for stream in self.streams))
 
     async def _keep_asking(self, client: AsyncClient, stream: Stream) -> None:
