@@ -79,7 +79,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
                     hosts.run(
                         number, "shard-worker", "--coordinator", f"{ADDRESSES[0]}:{GRPC}", "--host", address,
                         "--port", str(port), "--insecure", "--device", "cpu", "--worker-id", f"worker-{number}",
-                        "--cpu-threads", "1", module="ryzanstein_shard_worker",
+                        "--cpu-threads", "1", module="ryzanstein_shard_worker", restarted=True,
                     )
             )  # fmt: skip
         assert READY.fullmatch(coordinator.line(60))

@@ -65,7 +65,7 @@ def test_a_few_kills_in_a_row_under_load(tmp_path: Path) -> None:
     with disturbed_cluster(tmp_path, streams=16) as (cluster, traffic, health):
         coordinator = next(p for p in cluster.children() if "coordinator" in p.cmdline())
         before = Footprint.of(coordinator.pid)
-        for kill in kills_in_a_row(cluster, traffic, health, 5, spares=1):
+        for kill in kills_in_a_row(cluster, traffic, health, 3, spares=1):
             assert not kill.misreported
             assert kill.worst_stall_s < 5, "no target, only a sign of a lost replay; see docs/benchmarks.md"
             assert not kill.falsely_ill

@@ -38,9 +38,12 @@ class TwoHosts:
 
     names: tuple[str, str]
 
-    def run(self, host: int, *arguments: str, module: str) -> Program:
-        """Starts one of our programs on a host."""
-        return Program(command=[*self.prefix(host), sys.executable, "-m", module, *arguments])
+    def run(self, host: int, *arguments: str, module: str, restarted: bool = False) -> Program:
+        """Starts one of our programs on a host; `restarted`: again and again, as systemd does."""
+        command = [sys.executable, "-m", module, *arguments]
+        if restarted:
+            command = ["sh", "-c", 'while :; do "$@"; sleep 0.2; done', "sh", *command]
+        return Program(command=[*self.prefix(host), *command])
 
     def prefix(self, host: int) -> list[str]:
         """In front of a command that is to run on a host."""
