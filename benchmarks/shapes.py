@@ -29,7 +29,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 128,
         "max_position_embeddings": 131072,
     },
-    #: As `benchmarks.models.MEDIUM`: 495 million.
+    #: 495 million parameters; `benchmarks.models` makes a checkpoint of it.
     "medium": {
         "vocab_size": 32000,
         "hidden_size": 1280,

@@ -21,7 +21,8 @@ from .supervisor import Child, Supervisor, announcements
 
 log = structlog.get_logger(__name__)
 
-#: A dead worker is started again so much later where a spare has taken its rank: by then the streams flow again.
+#: Where there are spares, a dead worker is started again so much later: by then the streams flow again, if one of
+#: them has taken its rank.
 _AFTER_THE_REPLAY_S = 1.0
 
 #: For a worker to end after the coordinator has: it only has to leave its group.
@@ -143,7 +144,7 @@ class _Parent:
             arguments.append("--insecure")
         # Libraries would otherwise start a thread for each processor in every worker.
         environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        # A start takes a processor for seconds. Where a spare takes over, the streams come first.
+        # A start takes a processor for seconds: where a spare can take over, the streams come first.
         restart_after_s = _AFTER_THE_REPLAY_S if self._config.spares else 0.0
         child = Child(name, lambda: arguments, environment, restart_after_s)
         leaves = asyncio.Event()
