@@ -460,3 +460,18 @@ def test_death_after_death_is_never_waited_for_though_the_survivors_report_comes
         assert cluster.now_s - killed_at_s < 1.0
         cluster.start(victim)
         cluster.run_for(2.0)  # the replacement holds its shards; far less than it takes to count as stable
+
+
+def test_a_spare_that_gets_the_rank_which_it_loads_beside_another_holds_just_that_one() -> None:
+    cluster = serving(tensor_parallel_size=2, spares=1)
+    first = cluster.members()[0]
+    cluster.kill(first, seen_after_s=0.01)
+    assert forms_again(cluster, cluster.ready["g0"])
+    cluster.start(first)  # the new spare: it loads one shard, then the other beside it
+    assert cluster.run_until(lambda: cluster.record(first).loading_beside, 5.0)
+    loading = cluster.record(first).loading
+    assert loading is not None
+    cluster.kill(cluster.members()[loading.rank], seen_after_s=0.001)
+    assert forms_again(cluster, cluster.ready["g0"])
+    taken = cluster.record(first)
+    assert (taken.rank, taken.shard and taken.shard.key, taken.others) == (loading.rank, loading, ())
