@@ -17,7 +17,6 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,24 +24,15 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from ryzanstein.model_plan import ModelConfig, kv_bytes_per_token, parameter_count
-from ryzanstein.v1 import sampling_pb2, shard_worker_pb2
-from ryzanstein_shard_worker.communication import CommunicationProfiler, SingleHandler
-from ryzanstein_shard_worker.communication.single import SingleStepChannel
+from ryzanstein.model_plan import ModelConfig, parameter_count
+from ryzanstein.v1 import shard_worker_pb2
 from ryzanstein_shard_worker.inbox import Inbox
-from ryzanstein_shard_worker.kv_cache import BlockAllocator, blocks_for
-from ryzanstein_shard_worker.models import Decoder, build_model
-from ryzanstein_shard_worker.paged_attention import KVPool
-from ryzanstein_shard_worker.runner import Runner
-from ryzanstein_shard_worker.scheduler import Limits, Scheduler
-from ryzanstein_shard_worker.step_loop import Progress, StepLoop, lead
 
 from .devices import choose_device, copy_bandwidth, device_name, wait_for
+from .engine_model import BLOCK, DTYPES, Bench, random_prompt
 from .shapes import SHAPES, write_config
 
-BLOCK = 16
 _WARM_STEPS, _PROFILED_STEPS = 8, 16
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,56 +79,6 @@ class Report:
     prefill: list[Prefill]
 
 
-class Bench:
-    """A model with random weights, and pages for `max_tokens` tokens."""
-
-    def __init__(self, config: ModelConfig, dtype: str, device: torch.device, max_tokens: int) -> None:
-        self.config, self.device, self.dtype = config, device, dtype
-        self.handler = CommunicationProfiler(SingleHandler())
-        self.max_model_len = min(config.context_length, max_tokens)
-        self.model = _random_model(config, self.handler, DTYPES[dtype], device, self.max_model_len)
-        self.blocks = blocks_for(max_tokens, BLOCK) + 1
-        pool = KVPool(
-            config.num_layers,
-            self.blocks,
-            config.num_kv_heads,
-            config.head_dim,
-            dtype=DTYPES[dtype],
-            device=device,
-        )
-        pool.data.zero_()
-        self._runner = Runner(self.model, pool, cpu_threads=torch.get_num_threads())
-
-    def run(
-        self,
-        prompts: list[list[int]],
-        max_output: int,
-        on_step: Callable[[shard_worker_pb2.ExecuteResponse, Inbox], None],
-        *,
-        max_batched_tokens: int,
-    ) -> None:
-        """The leader's loop over these prompts, until `on_step` stops the inbox. A step without outputs is told too."""
-        inbox = Inbox()
-        for number, prompt in enumerate(prompts):
-            inbox.submit(submission(number + 1, prompt, max_output))
-        limits = Limits(max(1, len(prompts)), max_batched_tokens, self.max_model_len)
-        scheduler = Scheduler(limits, BlockAllocator(self.blocks, BLOCK))
-        loop = StepLoop(1, self.handler, SingleStepChannel(), scheduler, self._runner, Progress())
-        lead(loop, inbox, lambda response: on_step(response, inbox), keep_alive_s=1.0)
-
-
-def submission(number: int, prompt: list[int], max_output: int) -> shard_worker_pb2.SubmitSequence:
-    """A greedy stream without an end of sequence."""
-    return shard_worker_pb2.SubmitSequence(
-        sequence_id=number,
-        request_id=f"bench-{number}",
-        prompt_token_ids=prompt,
-        sampling=sampling_pb2.SamplingParams(
-            max_tokens=max_output, temperature=0.0, top_p=1.0, repetition_penalty=1.0
-        ),
-    )
-
-
 def measure_decoding(
     bench: Bench, streams: int, context: int, steps: int, copy_bytes_per_s: float
 ) -> Decoding:
@@ -163,12 +103,12 @@ def measure_decoding(
             profiled.stop()
             inbox.stop()
 
-    prompts = [_prompt(bench.config, number, context - _WARM_STEPS) for number in range(streams)]
+    prompts = [random_prompt(bench.config, number, context - _WARM_STEPS) for number in range(streams)]
     bench.run(prompts, last + _PROFILED_STEPS + 8, on_step, max_batched_tokens=8192)
     times = [after - before for before, after in itertools.pairwise(moments[_WARM_STEPS : last + 1])]
     step_s = statistics.median(times)
     device_s = _kernel_seconds(profiled) / _PROFILED_STEPS if profiled is not None else 0.0
-    read_bytes = _read_bytes(bench, streams, context + steps // 2)
+    read_bytes = bench.read_bytes(streams, context + steps // 2)
     return Decoding(
         streams=streams,
         context_tokens=context,
@@ -191,7 +131,7 @@ def measure_prefill(bench: Bench, prompts: int, tokens: int, repeats: int) -> Pr
             times.append(response.step_duration_s)
             inbox.stop()
 
-        given = [_prompt(bench.config, 1000 * repeat + number, tokens) for number in range(prompts)]
+        given = [random_prompt(bench.config, 1000 * repeat + number, tokens) for number in range(prompts)]
         bench.run(given, 1, on_step, max_batched_tokens=prompts * tokens)
     step_s = statistics.median(times[2:])
     rate = prompts * tokens / step_s
@@ -233,42 +173,6 @@ def measure(options: argparse.Namespace, config: ModelConfig, device: torch.devi
         )
         report.prefill.append(prefill)
     return report
-
-
-def _random_model(
-    config: ModelConfig,
-    handler: CommunicationProfiler,
-    dtype: torch.dtype,
-    device: torch.device,
-    max_positions: int,
-) -> Decoder:
-    """Weights as a fresh model has them; packed where workers pack."""
-    model = build_model(config, handler, dtype, device, max_positions=max_positions)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.fill_(1.0)
-            else:
-                parameter.normal_(0.0, 0.02)
-    for name, _ in model.layers_in_order():
-        model.pack_module(name)
-    return model
-
-
-def _prompt(config: ModelConfig, number: int, tokens: int) -> list[int]:
-    generator = torch.Generator().manual_seed(number)
-    drawn: list[int] = torch.randint(3, config.vocab_size, (tokens,), generator=generator).tolist()
-    return drawn
-
-
-def _read_bytes(bench: Bench, streams: int, context: int) -> int:
-    config = bench.config
-    table = (
-        0
-        if config.tie_word_embeddings
-        else config.vocab_size * config.hidden_size * DTYPES[bench.dtype].itemsize
-    )
-    return bench.model.weights_bytes - table + streams * context * kv_bytes_per_token(config, 1, bench.dtype)
 
 
 def _kernel_seconds(profiled: profile) -> float:

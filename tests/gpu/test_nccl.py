@@ -10,7 +10,8 @@ import torch
 from torch._C._distributed_c10d import HashStore
 
 from ryzanstein_shard_worker.communication import CommunicationError
-from ryzanstein_shard_worker.communication.nccl import NcclHandler, form_nccl_group, why_no_nccl
+from ryzanstein_shard_worker.communication.nccl import NcclHandler
+from ryzanstein_shard_worker.communication.nccl_group import form_nccl_group, why_no_nccl
 
 Form = Callable[[], NcclHandler]
 

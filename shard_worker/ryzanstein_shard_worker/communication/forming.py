@@ -10,7 +10,7 @@ from ryzanstein.v1 import shard_worker_pb2
 from .gloo import GlooHandler
 from .gloo_group import form_gloo_group
 from .handler import CommunicationHandler
-from .nccl import form_nccl_group, why_no_nccl
+from .nccl_group import form_nccl_group, why_no_nccl
 from .rendezvous import CoordinatorStore
 from .segment import SegmentError, share_segment
 from .shared_memory import SharedGroup, SharedMemoryHandler, SharedMemoryStepChannel

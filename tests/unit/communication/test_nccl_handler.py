@@ -12,7 +12,8 @@ from torch._C._distributed_c10d import HashStore, ProcessGroupGloo
 
 from ryzanstein_shard_worker.communication import CommunicationError, LastOperation
 from ryzanstein_shard_worker.communication.launch_watch import LaunchWatch
-from ryzanstein_shard_worker.communication.nccl import NcclHandler, why_no_nccl
+from ryzanstein_shard_worker.communication.nccl import NcclHandler
+from ryzanstein_shard_worker.communication.nccl_group import why_no_nccl
 from ryzanstein_shard_worker.communication.sums import ordered_sum
 
 
