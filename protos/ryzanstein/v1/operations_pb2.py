@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eryzanstein/v1/operations.proto\x12\rryzanstein.v1\"y\n\x0bModelStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x12\n\nparameters\x18\x06 \x01(\x04\"\x93\x01\n\x0bGroupStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x1c\n\x14tensor_parallel_size\x18\x04 \x01(\r\x12\x13\n\x06leader\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x0c\n\x04step\x18\x06 \x01(\x04\x12\x0e\n\x06reason\x18\x07 \x01(\tB\t\n\x07_leader\"f\n\x0cWorkerMemory\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\x12\x15\n\rweights_bytes\x18\x02 \x01(\x04\x12\x16\n\x0ekv_cache_bytes\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\"2\n\x10\x43ollectiveStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\x9a\x03\n\x0cWorkerStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x12\n\x05group\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\r\n\x05state\x18\x04 \x01(\t\x12\x11\n\x04rank\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04host\x18\x06 \x01(\t\x12\x0b\n\x03pid\x18\x07 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x08 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\t \x01(\t\x12\x17\n\x0fheartbeat_age_s\x18\n \x01(\x01\x12\x13\n\x0blease_ttl_s\x18\x0b \x01(\x01\x12+\n\x06memory\x18\x0c \x01(\x0b\x32\x1b.ryzanstein.v1.WorkerMemory\x12\x0c\n\x04step\x18\r \x01(\x04\x12=\n\x0flast_collective\x18\x0e \x01(\x0b\x32\x1f.ryzanstein.v1.CollectiveStatusH\x02\x88\x01\x01\x12\r\n\x05phase\x18\x0f \x01(\t\x12\x15\n\rload_progress\x18\x10 \x01(\x01\x42\x08\n\x06_groupB\x07\n\x05_rankB\x12\n\x10_last_collective\"1\n\rRequestCounts\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\"c\n\x07\x43ulprit\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x11\n\x04rank\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\rB\x07\n\x05_rank\"\x80\x01\n\nRankReport\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12=\n\x0flast_collective\x18\x03 \x01(\x0b\x32\x1f.ryzanstein.v1.CollectiveStatusH\x00\x88\x01\x01\x42\x12\n\x10_last_collective\"\xca\x02\n\x0eRecoveryStatus\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\x12,\n\x07\x63ulprit\x18\x03 \x01(\x0b\x32\x16.ryzanstein.v1.CulpritH\x00\x88\x01\x01\x12\x12\n\ndetected_s\x18\x04 \x01(\x01\x12\x15\n\x08\x66\x65nced_s\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\nreformed_s\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x1a\n\rfirst_token_s\x18\x07 \x01(\x01H\x03\x88\x01\x01\x12\x18\n\x10requests_resumed\x18\x08 \x01(\r\x12\x0e\n\x06reason\x18\t \x01(\t\x12(\n\x05ranks\x18\n \x03(\x0b\x32\x19.ryzanstein.v1.RankReportB\n\n\x08_culpritB\x0b\n\t_fenced_sB\r\n\x0b_reformed_sB\x10\n\x0e_first_token_s\"\xc3\x02\n\x0f\x43lusterSnapshot\x12\r\n\x05state\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12)\n\x05model\x18\x04 \x01(\x0b\x32\x1a.ryzanstein.v1.ModelStatus\x12*\n\x06groups\x18\x05 \x03(\x0b\x32\x1a.ryzanstein.v1.GroupStatus\x12,\n\x07workers\x18\x06 \x03(\x0b\x32\x1b.ryzanstein.v1.WorkerStatus\x12.\n\x08requests\x18\x07 \x01(\x0b\x32\x1c.ryzanstein.v1.RequestCounts\x12\x39\n\rlast_recovery\x18\x08 \x01(\x0b\x32\x1d.ryzanstein.v1.RecoveryStatusH\x00\x88\x01\x01\x42\x10\n\x0e_last_recovery\"\x13\n\x11GetClusterRequest\"T\n\x12GetClusterResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12/\n\x07\x63luster\x18\x02 \x01(\x0b\x32\x1e.ryzanstein.v1.ClusterSnapshot\"\x15\n\x13WatchClusterRequest\"V\n\x14WatchClusterResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12/\n\x07\x63luster\x18\x02 \x01(\x0b\x32\x1e.ryzanstein.v1.ClusterSnapshot\"\'\n\x12\x44rainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"$\n\x13\x44rainWorkerResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"c\n\x11PlanMemoryRequest\x12\x1c\n\x14tensor_parallel_size\x18\x01 \x01(\r\x12\x14\n\x0c\x64\x65vice_bytes\x18\x02 \x01(\x04\x12\x1a\n\x12memory_utilization\x18\x03 \x01(\x01\".\n\x0fMemoryComponent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"x\n\nRankLedger\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x14\n\x0c\x62udget_bytes\x18\x02 \x01(\x04\x12\x32\n\ncomponents\x18\x03 \x03(\x0b\x32\x1e.ryzanstein.v1.MemoryComponent\x12\x12\n\nfree_bytes\x18\x04 \x01(\x04\"\x9a\x01\n\x12PlanMemoryResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04\x66its\x18\x02 \x01(\x08\x12(\n\x05ranks\x18\x03 \x03(\x0b\x32\x19.ryzanstein.v1.RankLedger\x12\x11\n\tkv_tokens\x18\x04 \x01(\x04\x12\x1a\n\x12kv_bytes_per_token\x18\x05 \x01(\x04\x12\x0e\n\x06\x61\x64vice\x18\x06 \x03(\t2\xea\x02\n\x11OperationsService\x12Q\n\nGetCluster\x12 .ryzanstein.v1.GetClusterRequest\x1a!.ryzanstein.v1.GetClusterResponse\x12Y\n\x0cWatchCluster\x12\".ryzanstein.v1.WatchClusterRequest\x1a#.ryzanstein.v1.WatchClusterResponse0\x01\x12T\n\x0b\x44rainWorker\x12!.ryzanstein.v1.DrainWorkerRequest\x1a\".ryzanstein.v1.DrainWorkerResponse\x12Q\n\nPlanMemory\x12 .ryzanstein.v1.PlanMemoryRequest\x1a!.ryzanstein.v1.PlanMemoryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eryzanstein/v1/operations.proto\x12\rryzanstein.v1\"y\n\x0bModelStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x12\n\nparameters\x18\x06 \x01(\x04\"\x93\x01\n\x0bGroupStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x1c\n\x14tensor_parallel_size\x18\x04 \x01(\r\x12\x13\n\x06leader\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x0c\n\x04step\x18\x06 \x01(\x04\x12\x0e\n\x06reason\x18\x07 \x01(\tB\t\n\x07_leader\"f\n\x0cWorkerMemory\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\x12\x15\n\rweights_bytes\x18\x02 \x01(\x04\x12\x16\n\x0ekv_cache_bytes\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\"2\n\x10\x43ollectiveStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\xb3\x04\n\x0cWorkerStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x12\n\x05group\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\r\n\x05state\x18\x04 \x01(\t\x12\x11\n\x04rank\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04host\x18\x06 \x01(\t\x12\x0b\n\x03pid\x18\x07 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x08 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\t \x01(\t\x12\x17\n\x0fheartbeat_age_s\x18\n \x01(\x01\x12\x13\n\x0blease_ttl_s\x18\x0b \x01(\x01\x12+\n\x06memory\x18\x0c \x01(\x0b\x32\x1b.ryzanstein.v1.WorkerMemory\x12\x0c\n\x04step\x18\r \x01(\x04\x12=\n\x0flast_collective\x18\x0e \x01(\x0b\x32\x1f.ryzanstein.v1.CollectiveStatusH\x02\x88\x01\x01\x12\r\n\x05phase\x18\x0f \x01(\t\x12\x15\n\rload_progress\x18\x10 \x01(\x01\x12\x17\n\x0fstep_duration_s\x18\x11 \x01(\x01\x12\x1b\n\x13\x63ommunication_ratio\x18\x12 \x01(\x01\x12\x16\n\x0eprogress_age_s\x18\x13 \x01(\x01\x12\x37\n\rdevice_health\x18\x14 \x01(\x0b\x32\x1b.ryzanstein.v1.DeviceStatusH\x03\x88\x01\x01\x42\x08\n\x06_groupB\x07\n\x05_rankB\x12\n\x10_last_collectiveB\x10\n\x0e_device_health\"\xb7\x01\n\x0c\x44\x65viceStatus\x12\x0f\n\x07\x66\x61ilure\x18\x01 \x01(\t\x12\x1e\n\x11utilization_ratio\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12 \n\x13temperature_celsius\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\necc_errors\x18\x04 \x01(\x04H\x02\x88\x01\x01\x42\x14\n\x12_utilization_ratioB\x16\n\x14_temperature_celsiusB\r\n\x0b_ecc_errors\"1\n\rRequestCounts\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\"c\n\x07\x43ulprit\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x11\n\x04rank\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\rB\x07\n\x05_rank\"\x80\x01\n\nRankReport\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12=\n\x0flast_collective\x18\x03 \x01(\x0b\x32\x1f.ryzanstein.v1.CollectiveStatusH\x00\x88\x01\x01\x42\x12\n\x10_last_collective\"\xca\x02\n\x0eRecoveryStatus\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\x12,\n\x07\x63ulprit\x18\x03 \x01(\x0b\x32\x16.ryzanstein.v1.CulpritH\x00\x88\x01\x01\x12\x12\n\ndetected_s\x18\x04 \x01(\x01\x12\x15\n\x08\x66\x65nced_s\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\nreformed_s\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x1a\n\rfirst_token_s\x18\x07 \x01(\x01H\x03\x88\x01\x01\x12\x18\n\x10requests_resumed\x18\x08 \x01(\r\x12\x0e\n\x06reason\x18\t \x01(\t\x12(\n\x05ranks\x18\n \x03(\x0b\x32\x19.ryzanstein.v1.RankReportB\n\n\x08_culpritB\x0b\n\t_fenced_sB\r\n\x0b_reformed_sB\x10\n\x0e_first_token_s\"0\n\x0fReadinessStatus\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xa4\x03\n\rTrafficStatus\x12\x10\n\x08window_s\x18\x01 \x01(\x01\x12\x1e\n\x16generated_tokens_per_s\x18\x02 \x01(\x01\x12\x1b\n\x13prompt_tokens_per_s\x18\x03 \x01(\x01\x12\x16\n\x0e\x66inished_per_s\x18\x04 \x01(\x01\x12\x14\n\x0c\x66\x61iled_per_s\x18\x05 \x01(\x01\x12\x1e\n\x11\x66irst_token_p50_s\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1e\n\x11\x66irst_token_p99_s\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x1e\n\x11inter_token_p50_s\x18\x08 \x01(\x01H\x02\x88\x01\x01\x12\x1e\n\x11inter_token_p99_s\x18\t \x01(\x01H\x03\x88\x01\x01\x12\x0f\n\x07running\x18\n \x01(\r\x12\x0f\n\x07waiting\x18\x0b \x01(\r\x12\x1c\n\x14kv_cache_usage_ratio\x18\x0c \x01(\x01\x42\x14\n\x12_first_token_p50_sB\x14\n\x12_first_token_p99_sB\x14\n\x12_inter_token_p50_sB\x14\n\x12_inter_token_p99_s\"\x9d\x02\n\x0b\x45pochStatus\x12\r\n\x05group\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x1c\n\x14tensor_parallel_size\x18\x03 \x01(\r\x12\x0f\n\x07members\x18\x04 \x03(\t\x12\x14\n\x0c\x62\x65gan_unix_s\x18\x05 \x01(\x01\x12\x1a\n\rserved_unix_s\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0c\x65nded_unix_s\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x34\n\x08recovery\x18\t \x01(\x0b\x32\x1d.ryzanstein.v1.RecoveryStatusH\x02\x88\x01\x01\x42\x10\n\x0e_served_unix_sB\x0f\n\r_ended_unix_sB\x0b\n\t_recovery\"\xf3\x03\n\x0f\x43lusterSnapshot\x12\r\n\x05state\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12)\n\x05model\x18\x04 \x01(\x0b\x32\x1a.ryzanstein.v1.ModelStatus\x12*\n\x06groups\x18\x05 \x03(\x0b\x32\x1a.ryzanstein.v1.GroupStatus\x12,\n\x07workers\x18\x06 \x03(\x0b\x32\x1b.ryzanstein.v1.WorkerStatus\x12.\n\x08requests\x18\x07 \x01(\x0b\x32\x1c.ryzanstein.v1.RequestCounts\x12\x39\n\rlast_recovery\x18\x08 \x01(\x0b\x32\x1d.ryzanstein.v1.RecoveryStatusH\x00\x88\x01\x01\x12\x31\n\treadiness\x18\t \x01(\x0b\x32\x1e.ryzanstein.v1.ReadinessStatus\x12-\n\x07traffic\x18\n \x01(\x0b\x32\x1c.ryzanstein.v1.TrafficStatus\x12+\n\x07history\x18\x0b \x03(\x0b\x32\x1a.ryzanstein.v1.EpochStatus\x12\x0e\n\x06unix_s\x18\x0c \x01(\x01\x12\x0f\n\x07release\x18\r \x01(\tB\x10\n\x0e_last_recovery\"\x13\n\x11GetClusterRequest\"T\n\x12GetClusterResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12/\n\x07\x63luster\x18\x02 \x01(\x0b\x32\x1e.ryzanstein.v1.ClusterSnapshot\"\x15\n\x13WatchClusterRequest\"V\n\x14WatchClusterResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12/\n\x07\x63luster\x18\x02 \x01(\x0b\x32\x1e.ryzanstein.v1.ClusterSnapshot\"\'\n\x12\x44rainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"$\n\x13\x44rainWorkerResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"c\n\x11PlanMemoryRequest\x12\x1c\n\x14tensor_parallel_size\x18\x01 \x01(\r\x12\x14\n\x0c\x64\x65vice_bytes\x18\x02 \x01(\x04\x12\x1a\n\x12memory_utilization\x18\x03 \x01(\x01\".\n\x0fMemoryComponent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"x\n\nRankLedger\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x14\n\x0c\x62udget_bytes\x18\x02 \x01(\x04\x12\x32\n\ncomponents\x18\x03 \x03(\x0b\x32\x1e.ryzanstein.v1.MemoryComponent\x12\x12\n\nfree_bytes\x18\x04 \x01(\x04\"\x9a\x01\n\x12PlanMemoryResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04\x66its\x18\x02 \x01(\x08\x12(\n\x05ranks\x18\x03 \x03(\x0b\x32\x19.ryzanstein.v1.RankLedger\x12\x11\n\tkv_tokens\x18\x04 \x01(\x04\x12\x1a\n\x12kv_bytes_per_token\x18\x05 \x01(\x04\x12\x0e\n\x06\x61\x64vice\x18\x06 \x03(\t2\xea\x02\n\x11OperationsService\x12Q\n\nGetCluster\x12 .ryzanstein.v1.GetClusterRequest\x1a!.ryzanstein.v1.GetClusterResponse\x12Y\n\x0cWatchCluster\x12\".ryzanstein.v1.WatchClusterRequest\x1a#.ryzanstein.v1.WatchClusterResponse0\x01\x12T\n\x0b\x44rainWorker\x12!.ryzanstein.v1.DrainWorkerRequest\x1a\".ryzanstein.v1.DrainWorkerResponse\x12Q\n\nPlanMemory\x12 .ryzanstein.v1.PlanMemoryRequest\x1a!.ryzanstein.v1.PlanMemoryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,37 +40,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COLLECTIVESTATUS']._serialized_start=426
   _globals['_COLLECTIVESTATUS']._serialized_end=476
   _globals['_WORKERSTATUS']._serialized_start=479
-  _globals['_WORKERSTATUS']._serialized_end=889
-  _globals['_REQUESTCOUNTS']._serialized_start=891
-  _globals['_REQUESTCOUNTS']._serialized_end=940
-  _globals['_CULPRIT']._serialized_start=942
-  _globals['_CULPRIT']._serialized_end=1041
-  _globals['_RANKREPORT']._serialized_start=1044
-  _globals['_RANKREPORT']._serialized_end=1172
-  _globals['_RECOVERYSTATUS']._serialized_start=1175
-  _globals['_RECOVERYSTATUS']._serialized_end=1505
-  _globals['_CLUSTERSNAPSHOT']._serialized_start=1508
-  _globals['_CLUSTERSNAPSHOT']._serialized_end=1831
-  _globals['_GETCLUSTERREQUEST']._serialized_start=1833
-  _globals['_GETCLUSTERREQUEST']._serialized_end=1852
-  _globals['_GETCLUSTERRESPONSE']._serialized_start=1854
-  _globals['_GETCLUSTERRESPONSE']._serialized_end=1938
-  _globals['_WATCHCLUSTERREQUEST']._serialized_start=1940
-  _globals['_WATCHCLUSTERREQUEST']._serialized_end=1961
-  _globals['_WATCHCLUSTERRESPONSE']._serialized_start=1963
-  _globals['_WATCHCLUSTERRESPONSE']._serialized_end=2049
-  _globals['_DRAINWORKERREQUEST']._serialized_start=2051
-  _globals['_DRAINWORKERREQUEST']._serialized_end=2090
-  _globals['_DRAINWORKERRESPONSE']._serialized_start=2092
-  _globals['_DRAINWORKERRESPONSE']._serialized_end=2128
-  _globals['_PLANMEMORYREQUEST']._serialized_start=2130
-  _globals['_PLANMEMORYREQUEST']._serialized_end=2229
-  _globals['_MEMORYCOMPONENT']._serialized_start=2231
-  _globals['_MEMORYCOMPONENT']._serialized_end=2277
-  _globals['_RANKLEDGER']._serialized_start=2279
-  _globals['_RANKLEDGER']._serialized_end=2399
-  _globals['_PLANMEMORYRESPONSE']._serialized_start=2402
-  _globals['_PLANMEMORYRESPONSE']._serialized_end=2556
-  _globals['_OPERATIONSSERVICE']._serialized_start=2559
-  _globals['_OPERATIONSSERVICE']._serialized_end=2921
+  _globals['_WORKERSTATUS']._serialized_end=1042
+  _globals['_DEVICESTATUS']._serialized_start=1045
+  _globals['_DEVICESTATUS']._serialized_end=1228
+  _globals['_REQUESTCOUNTS']._serialized_start=1230
+  _globals['_REQUESTCOUNTS']._serialized_end=1279
+  _globals['_CULPRIT']._serialized_start=1281
+  _globals['_CULPRIT']._serialized_end=1380
+  _globals['_RANKREPORT']._serialized_start=1383
+  _globals['_RANKREPORT']._serialized_end=1511
+  _globals['_RECOVERYSTATUS']._serialized_start=1514
+  _globals['_RECOVERYSTATUS']._serialized_end=1844
+  _globals['_READINESSSTATUS']._serialized_start=1846
+  _globals['_READINESSSTATUS']._serialized_end=1894
+  _globals['_TRAFFICSTATUS']._serialized_start=1897
+  _globals['_TRAFFICSTATUS']._serialized_end=2317
+  _globals['_EPOCHSTATUS']._serialized_start=2320
+  _globals['_EPOCHSTATUS']._serialized_end=2605
+  _globals['_CLUSTERSNAPSHOT']._serialized_start=2608
+  _globals['_CLUSTERSNAPSHOT']._serialized_end=3107
+  _globals['_GETCLUSTERREQUEST']._serialized_start=3109
+  _globals['_GETCLUSTERREQUEST']._serialized_end=3128
+  _globals['_GETCLUSTERRESPONSE']._serialized_start=3130
+  _globals['_GETCLUSTERRESPONSE']._serialized_end=3214
+  _globals['_WATCHCLUSTERREQUEST']._serialized_start=3216
+  _globals['_WATCHCLUSTERREQUEST']._serialized_end=3237
+  _globals['_WATCHCLUSTERRESPONSE']._serialized_start=3239
+  _globals['_WATCHCLUSTERRESPONSE']._serialized_end=3325
+  _globals['_DRAINWORKERREQUEST']._serialized_start=3327
+  _globals['_DRAINWORKERREQUEST']._serialized_end=3366
+  _globals['_DRAINWORKERRESPONSE']._serialized_start=3368
+  _globals['_DRAINWORKERRESPONSE']._serialized_end=3404
+  _globals['_PLANMEMORYREQUEST']._serialized_start=3406
+  _globals['_PLANMEMORYREQUEST']._serialized_end=3505
+  _globals['_MEMORYCOMPONENT']._serialized_start=3507
+  _globals['_MEMORYCOMPONENT']._serialized_end=3553
+  _globals['_RANKLEDGER']._serialized_start=3555
+  _globals['_RANKLEDGER']._serialized_end=3675
+  _globals['_PLANMEMORYRESPONSE']._serialized_start=3678
+  _globals['_PLANMEMORYRESPONSE']._serialized_end=3832
+  _globals['_OPERATIONSSERVICE']._serialized_start=3835
+  _globals['_OPERATIONSSERVICE']._serialized_end=4197
 # @@protoc_insertion_point(module_scope)

@@ -163,6 +163,10 @@ class WorkerStatus(_message.Message):
     LAST_COLLECTIVE_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
     LOAD_PROGRESS_FIELD_NUMBER: _builtins.int
+    STEP_DURATION_S_FIELD_NUMBER: _builtins.int
+    COMMUNICATION_RATIO_FIELD_NUMBER: _builtins.int
+    PROGRESS_AGE_S_FIELD_NUMBER: _builtins.int
+    DEVICE_HEALTH_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     incarnation: _builtins.str
     group: _builtins.str
@@ -179,10 +183,19 @@ class WorkerStatus(_message.Message):
     step: _builtins.int
     phase: _builtins.str
     load_progress: _builtins.float
+    step_duration_s: _builtins.float
+    """Mean of the last steps, and the share of them that was spent in collectives, 0 to 1."""
+    communication_ratio: _builtins.float
+    progress_age_s: _builtins.float
+    """Since the engine last finished a step or keep-alive; 0 outside of a group."""
     @_builtins.property
     def memory(self) -> Global___WorkerMemory: ...
     @_builtins.property
     def last_collective(self) -> Global___CollectiveStatus: ...
+    @_builtins.property
+    def device_health(self) -> Global___DeviceStatus:
+        """What the device says of itself; null before the first heartbeat."""
+
     def __init__(
         self,
         *,
@@ -202,17 +215,25 @@ class WorkerStatus(_message.Message):
         last_collective: Global___CollectiveStatus | None = ...,
         phase: _builtins.str = ...,
         load_progress: _builtins.float = ...,
+        step_duration_s: _builtins.float = ...,
+        communication_ratio: _builtins.float = ...,
+        progress_age_s: _builtins.float = ...,
+        device_health: Global___DeviceStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_group", b"_group", "_last_collective", b"_last_collective", "_rank", b"_rank", "group", b"group", "last_collective", b"last_collective", "memory", b"memory", "rank", b"rank"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_device_health", b"_device_health", "_group", b"_group", "_last_collective", b"_last_collective", "_rank", b"_rank", "device_health", b"device_health", "group", b"group", "last_collective", b"last_collective", "memory", b"memory", "rank", b"rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group", b"_group", "_last_collective", b"_last_collective", "_rank", b"_rank", "device", b"device", "device_name", b"device_name", "group", b"group", "heartbeat_age_s", b"heartbeat_age_s", "host", b"host", "id", b"id", "incarnation", b"incarnation", "last_collective", b"last_collective", "lease_ttl_s", b"lease_ttl_s", "load_progress", b"load_progress", "memory", b"memory", "phase", b"phase", "pid", b"pid", "rank", b"rank", "state", b"state", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_health", b"_device_health", "_group", b"_group", "_last_collective", b"_last_collective", "_rank", b"_rank", "communication_ratio", b"communication_ratio", "device", b"device", "device_health", b"device_health", "device_name", b"device_name", "group", b"group", "heartbeat_age_s", b"heartbeat_age_s", "host", b"host", "id", b"id", "incarnation", b"incarnation", "last_collective", b"last_collective", "lease_ttl_s", b"lease_ttl_s", "load_progress", b"load_progress", "memory", b"memory", "phase", b"phase", "pid", b"pid", "progress_age_s", b"progress_age_s", "rank", b"rank", "state", b"state", "step", b"step", "step_duration_s", b"step_duration_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__device_health: _TypeAlias = _typing.Literal["device_health"]  # noqa: Y015
+    _WhichOneofArgType__device_health: _TypeAlias = _typing.Literal["_device_health", b"_device_health"]  # noqa: Y015
     _WhichOneofReturnType__group: _TypeAlias = _typing.Literal["group"]  # noqa: Y015
     _WhichOneofArgType__group: _TypeAlias = _typing.Literal["_group", b"_group"]  # noqa: Y015
     _WhichOneofReturnType__last_collective: _TypeAlias = _typing.Literal["last_collective"]  # noqa: Y015
     _WhichOneofArgType__last_collective: _TypeAlias = _typing.Literal["_last_collective", b"_last_collective"]  # noqa: Y015
     _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
     _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__device_health) -> _WhichOneofReturnType__device_health | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__group) -> _WhichOneofReturnType__group | None: ...
     @_typing.overload
@@ -221,6 +242,49 @@ class WorkerStatus(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
 
 Global___WorkerStatus: _TypeAlias = WorkerStatus  # noqa: Y015
+
+@_typing.final
+class DeviceStatus(_message.Message):
+    """Absent numbers: the device does not tell."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAILURE_FIELD_NUMBER: _builtins.int
+    UTILIZATION_RATIO_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_CELSIUS_FIELD_NUMBER: _builtins.int
+    ECC_ERRORS_FIELD_NUMBER: _builtins.int
+    failure: _builtins.str
+    """Why it can't be relied on any more; empty while it can."""
+    utilization_ratio: _builtins.float
+    temperature_celsius: _builtins.float
+    ecc_errors: _builtins.int
+    """Uncorrected memory errors since the driver was loaded."""
+    def __init__(
+        self,
+        *,
+        failure: _builtins.str = ...,
+        utilization_ratio: _builtins.float | None = ...,
+        temperature_celsius: _builtins.float | None = ...,
+        ecc_errors: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ecc_errors", b"_ecc_errors", "_temperature_celsius", b"_temperature_celsius", "_utilization_ratio", b"_utilization_ratio", "ecc_errors", b"ecc_errors", "temperature_celsius", b"temperature_celsius", "utilization_ratio", b"utilization_ratio"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ecc_errors", b"_ecc_errors", "_temperature_celsius", b"_temperature_celsius", "_utilization_ratio", b"_utilization_ratio", "ecc_errors", b"ecc_errors", "failure", b"failure", "temperature_celsius", b"temperature_celsius", "utilization_ratio", b"utilization_ratio"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ecc_errors: _TypeAlias = _typing.Literal["ecc_errors"]  # noqa: Y015
+    _WhichOneofArgType__ecc_errors: _TypeAlias = _typing.Literal["_ecc_errors", b"_ecc_errors"]  # noqa: Y015
+    _WhichOneofReturnType__temperature_celsius: _TypeAlias = _typing.Literal["temperature_celsius"]  # noqa: Y015
+    _WhichOneofArgType__temperature_celsius: _TypeAlias = _typing.Literal["_temperature_celsius", b"_temperature_celsius"]  # noqa: Y015
+    _WhichOneofReturnType__utilization_ratio: _TypeAlias = _typing.Literal["utilization_ratio"]  # noqa: Y015
+    _WhichOneofArgType__utilization_ratio: _TypeAlias = _typing.Literal["_utilization_ratio", b"_utilization_ratio"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ecc_errors) -> _WhichOneofReturnType__ecc_errors | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature_celsius) -> _WhichOneofReturnType__temperature_celsius | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__utilization_ratio) -> _WhichOneofReturnType__utilization_ratio | None: ...
+
+Global___DeviceStatus: _TypeAlias = DeviceStatus  # noqa: Y015
 
 @_typing.final
 class RequestCounts(_message.Message):
@@ -375,6 +439,168 @@ class RecoveryStatus(_message.Message):
 Global___RecoveryStatus: _TypeAlias = RecoveryStatus  # noqa: Y015
 
 @_typing.final
+class ReadinessStatus(_message.Message):
+    """The same truth as /readyz."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ready: _builtins.bool
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        ready: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ready", b"ready", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadinessStatus: _TypeAlias = ReadinessStatus  # noqa: Y015
+
+@_typing.final
+class TrafficStatus(_message.Message):
+    """The last seconds of all groups together. Null latencies: nothing was measured in them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WINDOW_S_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
+    FINISHED_PER_S_FIELD_NUMBER: _builtins.int
+    FAILED_PER_S_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_P50_S_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_P99_S_FIELD_NUMBER: _builtins.int
+    INTER_TOKEN_P50_S_FIELD_NUMBER: _builtins.int
+    INTER_TOKEN_P99_S_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    KV_CACHE_USAGE_RATIO_FIELD_NUMBER: _builtins.int
+    window_s: _builtins.float
+    """So many seconds."""
+    generated_tokens_per_s: _builtins.float
+    prompt_tokens_per_s: _builtins.float
+    finished_per_s: _builtins.float
+    """Requests that ended well, and those that failed (an error, no group, a deadline)."""
+    failed_per_s: _builtins.float
+    first_token_p50_s: _builtins.float
+    """Admission to the first token: median and 99th percentile, within 2.5 %."""
+    first_token_p99_s: _builtins.float
+    inter_token_p50_s: _builtins.float
+    """From one token to the next of a stream."""
+    inter_token_p99_s: _builtins.float
+    running: _builtins.int
+    waiting: _builtins.int
+    kv_cache_usage_ratio: _builtins.float
+    def __init__(
+        self,
+        *,
+        window_s: _builtins.float = ...,
+        generated_tokens_per_s: _builtins.float = ...,
+        prompt_tokens_per_s: _builtins.float = ...,
+        finished_per_s: _builtins.float = ...,
+        failed_per_s: _builtins.float = ...,
+        first_token_p50_s: _builtins.float | None = ...,
+        first_token_p99_s: _builtins.float | None = ...,
+        inter_token_p50_s: _builtins.float | None = ...,
+        inter_token_p99_s: _builtins.float | None = ...,
+        running: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        kv_cache_usage_ratio: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_token_p50_s", b"_first_token_p50_s", "_first_token_p99_s", b"_first_token_p99_s", "_inter_token_p50_s", b"_inter_token_p50_s", "_inter_token_p99_s", b"_inter_token_p99_s", "first_token_p50_s", b"first_token_p50_s", "first_token_p99_s", b"first_token_p99_s", "inter_token_p50_s", b"inter_token_p50_s", "inter_token_p99_s", b"inter_token_p99_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_token_p50_s", b"_first_token_p50_s", "_first_token_p99_s", b"_first_token_p99_s", "_inter_token_p50_s", b"_inter_token_p50_s", "_inter_token_p99_s", b"_inter_token_p99_s", "failed_per_s", b"failed_per_s", "finished_per_s", b"finished_per_s", "first_token_p50_s", b"first_token_p50_s", "first_token_p99_s", b"first_token_p99_s", "generated_tokens_per_s", b"generated_tokens_per_s", "inter_token_p50_s", b"inter_token_p50_s", "inter_token_p99_s", b"inter_token_p99_s", "kv_cache_usage_ratio", b"kv_cache_usage_ratio", "prompt_tokens_per_s", b"prompt_tokens_per_s", "running", b"running", "waiting", b"waiting", "window_s", b"window_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__first_token_p50_s: _TypeAlias = _typing.Literal["first_token_p50_s"]  # noqa: Y015
+    _WhichOneofArgType__first_token_p50_s: _TypeAlias = _typing.Literal["_first_token_p50_s", b"_first_token_p50_s"]  # noqa: Y015
+    _WhichOneofReturnType__first_token_p99_s: _TypeAlias = _typing.Literal["first_token_p99_s"]  # noqa: Y015
+    _WhichOneofArgType__first_token_p99_s: _TypeAlias = _typing.Literal["_first_token_p99_s", b"_first_token_p99_s"]  # noqa: Y015
+    _WhichOneofReturnType__inter_token_p50_s: _TypeAlias = _typing.Literal["inter_token_p50_s"]  # noqa: Y015
+    _WhichOneofArgType__inter_token_p50_s: _TypeAlias = _typing.Literal["_inter_token_p50_s", b"_inter_token_p50_s"]  # noqa: Y015
+    _WhichOneofReturnType__inter_token_p99_s: _TypeAlias = _typing.Literal["inter_token_p99_s"]  # noqa: Y015
+    _WhichOneofArgType__inter_token_p99_s: _TypeAlias = _typing.Literal["_inter_token_p99_s", b"_inter_token_p99_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_token_p50_s) -> _WhichOneofReturnType__first_token_p50_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_token_p99_s) -> _WhichOneofReturnType__first_token_p99_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__inter_token_p50_s) -> _WhichOneofReturnType__inter_token_p50_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__inter_token_p99_s) -> _WhichOneofReturnType__inter_token_p99_s | None: ...
+
+Global___TrafficStatus: _TypeAlias = TrafficStatus  # noqa: Y015
+
+@_typing.final
+class EpochStatus(_message.Message):
+    """One epoch of one group. Moments are Unix seconds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    TENSOR_PARALLEL_SIZE_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    BEGAN_UNIX_S_FIELD_NUMBER: _builtins.int
+    SERVED_UNIX_S_FIELD_NUMBER: _builtins.int
+    ENDED_UNIX_S_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    RECOVERY_FIELD_NUMBER: _builtins.int
+    group: _builtins.str
+    epoch: _builtins.int
+    tensor_parallel_size: _builtins.int
+    began_unix_s: _builtins.float
+    served_unix_s: _builtins.float
+    """Null: it never stood, or does not stand yet."""
+    ended_unix_s: _builtins.float
+    """Null: it stands, or is being formed."""
+    reason: _builtins.str
+    """Why it was begun."""
+    @_builtins.property
+    def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Worker ids by rank; empty until the ranks are given."""
+
+    @_builtins.property
+    def recovery(self) -> Global___RecoveryStatus:
+        """The fault or planned change that it came of; null for the coordinator's first."""
+
+    def __init__(
+        self,
+        *,
+        group: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        tensor_parallel_size: _builtins.int = ...,
+        members: _abc.Iterable[_builtins.str] | None = ...,
+        began_unix_s: _builtins.float = ...,
+        served_unix_s: _builtins.float | None = ...,
+        ended_unix_s: _builtins.float | None = ...,
+        reason: _builtins.str = ...,
+        recovery: Global___RecoveryStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ended_unix_s", b"_ended_unix_s", "_recovery", b"_recovery", "_served_unix_s", b"_served_unix_s", "ended_unix_s", b"ended_unix_s", "recovery", b"recovery", "served_unix_s", b"served_unix_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ended_unix_s", b"_ended_unix_s", "_recovery", b"_recovery", "_served_unix_s", b"_served_unix_s", "began_unix_s", b"began_unix_s", "ended_unix_s", b"ended_unix_s", "epoch", b"epoch", "group", b"group", "members", b"members", "reason", b"reason", "recovery", b"recovery", "served_unix_s", b"served_unix_s", "tensor_parallel_size", b"tensor_parallel_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ended_unix_s: _TypeAlias = _typing.Literal["ended_unix_s"]  # noqa: Y015
+    _WhichOneofArgType__ended_unix_s: _TypeAlias = _typing.Literal["_ended_unix_s", b"_ended_unix_s"]  # noqa: Y015
+    _WhichOneofReturnType__recovery: _TypeAlias = _typing.Literal["recovery"]  # noqa: Y015
+    _WhichOneofArgType__recovery: _TypeAlias = _typing.Literal["_recovery", b"_recovery"]  # noqa: Y015
+    _WhichOneofReturnType__served_unix_s: _TypeAlias = _typing.Literal["served_unix_s"]  # noqa: Y015
+    _WhichOneofArgType__served_unix_s: _TypeAlias = _typing.Literal["_served_unix_s", b"_served_unix_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ended_unix_s) -> _WhichOneofReturnType__ended_unix_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recovery) -> _WhichOneofReturnType__recovery | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__served_unix_s) -> _WhichOneofReturnType__served_unix_s | None: ...
+
+Global___EpochStatus: _TypeAlias = EpochStatus  # noqa: Y015
+
+@_typing.final
 class ClusterSnapshot(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -386,9 +612,18 @@ class ClusterSnapshot(_message.Message):
     WORKERS_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     LAST_RECOVERY_FIELD_NUMBER: _builtins.int
+    READINESS_FIELD_NUMBER: _builtins.int
+    TRAFFIC_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
+    UNIX_S_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     epoch: _builtins.int
     revision: _builtins.int
+    unix_s: _builtins.float
+    """The coordinator's clock when this was made."""
+    release: _builtins.str
+    """The coordinator's."""
     @_builtins.property
     def model(self) -> Global___ModelStatus: ...
     @_builtins.property
@@ -399,6 +634,14 @@ class ClusterSnapshot(_message.Message):
     def requests(self) -> Global___RequestCounts: ...
     @_builtins.property
     def last_recovery(self) -> Global___RecoveryStatus: ...
+    @_builtins.property
+    def readiness(self) -> Global___ReadinessStatus: ...
+    @_builtins.property
+    def traffic(self) -> Global___TrafficStatus: ...
+    @_builtins.property
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___EpochStatus]:
+        """The last epochs of this coordinator's life, newest first."""
+
     def __init__(
         self,
         *,
@@ -410,10 +653,15 @@ class ClusterSnapshot(_message.Message):
         workers: _abc.Iterable[Global___WorkerStatus] | None = ...,
         requests: Global___RequestCounts | None = ...,
         last_recovery: Global___RecoveryStatus | None = ...,
+        readiness: Global___ReadinessStatus | None = ...,
+        traffic: Global___TrafficStatus | None = ...,
+        history: _abc.Iterable[Global___EpochStatus] | None = ...,
+        unix_s: _builtins.float = ...,
+        release: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_recovery", b"_last_recovery", "last_recovery", b"last_recovery", "model", b"model", "requests", b"requests"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_recovery", b"_last_recovery", "last_recovery", b"last_recovery", "model", b"model", "readiness", b"readiness", "requests", b"requests", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_recovery", b"_last_recovery", "epoch", b"epoch", "groups", b"groups", "last_recovery", b"last_recovery", "model", b"model", "requests", b"requests", "revision", b"revision", "state", b"state", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_recovery", b"_last_recovery", "epoch", b"epoch", "groups", b"groups", "history", b"history", "last_recovery", b"last_recovery", "model", b"model", "readiness", b"readiness", "release", b"release", "requests", b"requests", "revision", b"revision", "state", b"state", "traffic", b"traffic", "unix_s", b"unix_s", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_recovery: _TypeAlias = _typing.Literal["last_recovery"]  # noqa: Y015
     _WhichOneofArgType__last_recovery: _TypeAlias = _typing.Literal["_last_recovery", b"_last_recovery"]  # noqa: Y015
