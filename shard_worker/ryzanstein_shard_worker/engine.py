@@ -27,6 +27,7 @@ from .engine_status import EngineStatus
 from .epoch import EpochMembership, parameter_sources, run_steps
 from .inbox import Inbox
 from .process_groups import Group, ProcessGroupManager
+from .pulse import Pulse
 from .runner import Runner
 from .shard import Shard, ShardKey
 from .shard_shelf import ShardShelf
@@ -66,10 +67,14 @@ class Engine:
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._shelf = ShardShelf()
         self._gives_way = False
+        #: The shard that was asked for last, and the one that is being loaded; None: none is.
+        self._wanted: ShardKey | None = None
+        self._loading: ShardKey | None = None
         self._membership: EpochMembership | None = None
         self._idle = threading.Event()
         self._idle.set()
         self._closing = False
+        self.pulse = Pulse()
         self.status = EngineStatus()
         #: Done when the thread is; with an exception if a defect ended it: then this process is good for nothing.
         self.ended: Future[None] = Future()
@@ -78,10 +83,14 @@ class Engine:
         self._thread.start()
 
     def load(self, request: shard_worker_pb2.LoadShardRequest) -> Future[Shard]:
-        """Loads a rank's shard; one that is held costs nothing. One more `beside` gives way to the next command.
+        """Loads a rank's shard; one that is held costs nothing. Call in one thread only.
+
+        A load gives way to one of another shard that is asked for behind it: the worker got another rank meanwhile,
+        and nobody waits for the first any more. One more `beside` gives way to any command.
 
         Raises (in the future) ModelError, EngineStoppedError.
         """
+        self._wanted = ShardKey.of(request)
         return self._command(lambda: self._load(request))
 
     @property
@@ -176,7 +185,7 @@ class Engine:
             if self._device.type == "cuda":
                 torch.cuda.set_device(self._device)
             while (command := self._commands.get()) is not None:
-                command()
+                self.pulse.run(command)
         except BaseException as error:  # noqa: BLE001 - whoever started the thread ends the process
             self.ended.set_exception(error)
         else:
@@ -187,25 +196,40 @@ class Engine:
         self._on_change()
 
     def _load(self, request: shard_worker_pb2.LoadShardRequest) -> Shard:
-        self._gives_way = request.beside
-        if request.beside:
-            self._set(phase="loading one more rank")
-        elif self._shelf.find(ShardKey.of(request)) is None:
-            self._release()  # before the new weights, not beside them
-            self._set(state=cluster_pb2.WORKER_STATE_LOADING, phase="loading", load_progress=0.0, fault=None)
+        self._loading, self._gives_way = ShardKey.of(request), request.beside
+        held = self._shelf.find(self._loading) is not None
         try:
+            if not held:
+                self._check_wanted()
+            if request.beside:
+                self._set(phase="loading one more rank")
+            elif not held:
+                self._release()  # before the new weights, not beside them
+                self._set(
+                    state=cluster_pb2.WORKER_STATE_LOADING, phase="loading", load_progress=0.0, fault=None
+                )
             bound_memory(self._device, request.limits.memory_bytes)
-            return self._shelf.load(request, self._config.model_dir, self._device, self._progressed)
+            progress = self.pulse.felt_in(self._progressed)
+            return self._shelf.load(request, self._config.model_dir, self._device, progress)
+        except EngineStoppedError as error:
+            # The frames behind it hold the weights that are there so far: they go before the next shard comes.
+            raise error.with_traceback(None) from None
         finally:
+            self._loading = None
             self._rest()
 
     def _progressed(self, fraction: float) -> None:
         if self._closing:
             raise EngineStoppedError("the worker stops")
+        if self._gives_way and not self._commands.empty():
+            raise EngineStoppedError("something more urgent came")
+        self._check_wanted()
         if not self._gives_way:
             self.status = replace(self.status, load_progress=fraction)
-        elif not self._commands.empty():
-            raise EngineStoppedError("something more urgent came")
+
+    def _check_wanted(self) -> None:
+        if self._loading is not None and self._loading != self._wanted:
+            raise EngineStoppedError("another shard is wanted now")
 
     def _release(self) -> None:
         self._shelf = ShardShelf()
@@ -258,7 +282,7 @@ class Engine:
         sources = parameter_sources(request.members)
         if sources:
             self._set(phase="handing over weights")
-            shard.exchange(group.handler, sources, self._device, self._progressed)
+            shard.exchange(group.handler, sources, self._device, self.pulse.felt_in(self._progressed))
         pool = shard.pool(limits, self._device)
         self._set(phase="warming up", weights_bytes=shard.weights_bytes, kv_cache_bytes=shard.kv_cache_bytes)
         runner = Runner(shard.model, pool, cpu_threads=self._config.cpu_threads)

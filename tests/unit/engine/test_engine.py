@@ -171,6 +171,45 @@ def test_loading_ends_with_the_worker(worker: Worker) -> None:
     assert worker.engine.ended.result(0) is None
 
 
+def test_a_load_gives_way_to_that_of_another_rank(worker: Worker) -> None:
+    """A spare that loads its first shard is given another rank: the group does not wait for the end of the first."""
+    gate = worker.stop_at("loading")
+    first = worker.engine.load(load_request(tensor_parallel_size=2))
+    worker.wait_for("loading")
+    rank_1 = load_request(tensor_parallel_size=2, rank=1)
+    second = worker.engine.load(rank_1)
+    gate.set()
+    with pytest.raises(EngineStoppedError, match="another shard is wanted now") as stopped:
+        first.result(10)
+    assert all("shard" not in entry.frame.f_locals for entry in stopped.traceback[1:]), (
+        "no weights stay with it"
+    )
+    assert second.result(30).key.rank == 1
+    assert worker.engine.load(rank_1).result(30) is second.result(0), "it is held"
+
+
+def test_a_load_that_is_asked_for_twice_goes_on(worker: Worker) -> None:
+    """By a coordinator that was started again, for one."""
+    gate = worker.stop_at("loading")
+    first, again = worker.engine.load(load_request()), worker.engine.load(load_request())
+    worker.wait_for("loading")
+    gate.set()
+    assert first.result(30) is again.result(30)
+
+
+def test_what_nobody_waits_for_any_more_does_not_cost_what_is_held(worker: Worker) -> None:
+    """Another rank, and back to the first one, while something else runs."""
+    gate = worker.stop_at("loading")
+    first = worker.engine.load(load_request(tensor_parallel_size=2))
+    worker.wait_for("loading")
+    other = worker.engine.load(load_request(tensor_parallel_size=2, rank=1))
+    again = worker.engine.load(load_request(tensor_parallel_size=2))
+    gate.set()
+    with pytest.raises(EngineStoppedError, match="another shard is wanted now"):
+        other.result(10)
+    assert first.result(30) is again.result(30)
+
+
 def test_a_defect_in_the_engine_ends_the_process(worker: Worker) -> None:
     def fail() -> None:
         raise ZeroDivisionError("a defect")
