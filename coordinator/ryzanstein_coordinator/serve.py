@@ -21,8 +21,8 @@ from .supervisor import Child, Supervisor, announcements
 
 log = structlog.get_logger(__name__)
 
-#: Where there are spares, a dead worker is started again so much later: by then the streams flow again, if one of
-#: them has taken its rank.
+#: Where a spare can take a dead worker's rank, that worker is started again so much later: by then the streams flow
+#: again. A start takes a processor for seconds.
 _AFTER_THE_REPLAY_S = 1.0
 
 #: For a worker to end after the coordinator has: it only has to leave its group.
@@ -144,9 +144,7 @@ class _Parent:
             arguments.append("--insecure")
         # Libraries would otherwise start a thread for each processor in every worker.
         environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        # A start takes a processor for seconds: where a spare can take over, the streams come first.
-        restart_after_s = _AFTER_THE_REPLAY_S if self._config.spares else 0.0
-        child = Child(name, lambda: arguments, environment, restart_after_s)
+        child = Child(name, lambda: arguments, environment, self._restart_after_s)
         leaves = asyncio.Event()
 
         async def follow(reader: int) -> None:
@@ -165,6 +163,12 @@ class _Parent:
             log.error("stopping", reason=f"{name} can't run as configured")
             self._worker_failure = code
             self._stop.set()
+
+    def _restart_after_s(self) -> float:
+        """The streams come first, unless they wait for just this worker: too few others run for all ranks."""
+        others = self._supervisor.running.intersection(self._worker_names)
+        ranks = self._config.worker_count - self._config.spares
+        return _AFTER_THE_REPLAY_S if len(others) >= ranks else 0.0
 
     async def _shut_down(self, coordinator: asyncio.Task[int], workers: list[asyncio.Task[None]]) -> int:
         """Coordinator first: it lets streams end and asks the workers to leave."""

@@ -53,8 +53,8 @@ class Child:
     arguments: Callable[[], list[str]]
     #: Environment in addition to the parent's.
     environment: dict[str, str]
-    #: It is never started again sooner than so long after its end.
-    restart_after_s: float = 0.0
+    #: It is not started again sooner than so long after its end; asked again whenever another child ends.
+    restart_after_s: Callable[[], float] = lambda: 0.0
 
 
 #: What a child announced just before its end is still heard. Longer only if a process of its own holds the pipe open.
@@ -69,6 +69,13 @@ class Supervisor:
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         #: Set for a child that is not to be started again.
         self._stops: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        #: Set, and replaced, when a child ends or is not to be started again.
+        self._changed = asyncio.Event()
+
+    @property
+    def running(self) -> frozenset[str]:
+        """The children whose processes run."""
+        return frozenset(name for name, process in self._processes.items() if process.returncode is None)
 
     async def keep(
         self,
@@ -91,25 +98,39 @@ class Supervisor:
             started_at = time.monotonic()
             code = await self._run_once(child, on_start)
             lived_s = time.monotonic() - started_at
-            stop = self._stops[child.name]
-            if stop.is_set() or is_final(code):
+            if self._stops[child.name].is_set() or is_final(code):
                 return code
-            delay_s = max(child.restart_after_s, self._policy.delay_s(lived_s, failures))
+            pause_s = self._policy.delay_s(lived_s, failures)
             failures = 0 if lived_s >= self._policy.healthy_after_s else failures + 1
+            delay_s = max(child.restart_after_s(), pause_s)
             log.warning("child_ended", child=child.name, exit=_describe(code), starts_again_in_s=delay_s)
+            await self._pause(child, pause_s)
+            if self._stops[child.name].is_set():
+                return code
+
+    async def _pause(self, child: Child, least_s: float) -> None:
+        """Until the child may be started again, or is not to be."""
+        begun_at = time.monotonic()
+        while not self._stops[child.name].is_set():
+            left_s = begun_at + max(child.restart_after_s(), least_s) - time.monotonic()
+            if left_s <= 0:
+                return
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay_s):
-                    await stop.wait()
-                    return code
+                await asyncio.wait_for(self._changed.wait(), left_s)
+
+    def _change(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def expect_end(self, names: Iterable[str]) -> None:
         """These are about to end by themselves; none is started again."""
         for name in names:
             self._stops[name].set()
+        self._change()
 
     async def stop(self, name: str, timeout_s: float) -> None:
         """SIGTERM, and SIGKILL when the child has not ended within `timeout_s`."""
-        self._stops[name].set()
+        self.expect_end([name])
         process = self._processes.get(name)
         if process is None or process.returncode is not None:
             return
@@ -123,8 +144,8 @@ class Supervisor:
 
     def kill_all(self) -> None:
         """SIGKILL to every child; none is started again."""
-        for name, process in self._processes.items():
-            self._stops[name].set()
+        self.expect_end(self._processes)
+        for process in self._processes.values():
             if process.returncode is None:
                 _signal(process, signal.SIGKILL)
 
@@ -151,6 +172,7 @@ class Supervisor:
         try:
             return await process.wait()
         finally:
+            self._change()
             if announced is not None:
                 await asyncio.wait({announced}, timeout=_LAST_WORDS_S)
                 announced.cancel()

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 
+import pytest
+
+from ryzanstein_coordinator.serve import _Parent
 from ryzanstein_coordinator.supervisor import Child, RestartPolicy, Supervisor, announcements
+
+from .cluster_builders import configuration
 
 _ANNOUNCES = """
 import sys
@@ -77,6 +83,41 @@ async def test_a_child_that_waits_for_its_next_start_can_be_told_to_end() -> Non
     supervisor.expect_end(["child"])
     assert await asyncio.wait_for(life, 20) == 1
     assert deaths == 2
+
+
+async def test_a_start_that_was_put_off_happens_at_once_when_nobody_else_is_left() -> None:
+    supervisor = Supervisor(RestartPolicy(first_delay_s=0.0))
+    pids: asyncio.Queue[int] = asyncio.Queue()
+
+    async def tell(_reader: int) -> None:
+        await pids.put(supervisor._processes["first"].pid)
+
+    first = Child("first", lambda: ["-c", "raise SystemExit(1)"], {}, lambda: 600.0 * len(supervisor.running))
+    second = Child("second", lambda: ["-c", "import time; time.sleep(600)"], {})
+    other = asyncio.create_task(supervisor.keep(second, is_final=lambda code: True))
+    while "second" not in supervisor.running:
+        await asyncio.sleep(0.001)
+    life = asyncio.create_task(supervisor.keep(first, is_final=lambda code: False, on_start=tell))
+    await asyncio.wait_for(pids.get(), 20)
+    while supervisor.running != {"second"}:
+        await asyncio.sleep(0.001)
+    assert pids.empty(), "it waits: the other one runs"
+    os.kill(supervisor._processes["second"].pid, signal.SIGKILL)
+    await asyncio.wait_for(pids.get(), 20)
+    supervisor.expect_end(["first"])
+    assert (await other, await asyncio.wait_for(life, 20)) == (-signal.SIGKILL, 1)
+
+
+@pytest.mark.parametrize(
+    ("spares", "running", "after_s"),
+    [(1, {"worker-0", "worker-2"}, 1.0), (1, {"worker-2"}, 0.0), (0, {"worker-0"}, 0.0), (0, set(), 0.0)],
+)
+def test_a_worker_whose_rank_a_spare_can_take_is_started_when_the_streams_flow_again(
+    monkeypatch: pytest.MonkeyPatch, spares: int, running: set[str], after_s: float
+) -> None:
+    monkeypatch.setattr(Supervisor, "running", frozenset({"coordinator", *running}))
+    parent = _Parent(configuration(spares=spares), ["cpu"] * (2 + spares), ["serve"])
+    assert parent._restart_after_s() == after_s
 
 
 def test_short_lives_make_the_pause_longer_and_a_long_one_ends_it() -> None:
