@@ -197,15 +197,14 @@ class ControlPlane:
             fault = Fault(cause=cause, culprit=worker.worker_id, reason=reason, seen_at_s=seen_s)
             self._groups.break_up(draft, group.group_id, fault)
         elif group.recovering and group.recovery is not None:
-            blamed = self.recovery.blame(group.recovery, cause, worker, reason)
-            if blamed is not group.recovery:
-                # The survivors' report had counted as one that may repeat; a death does not, and nothing is waited for.
-                draft.set_group(
-                    group.group_id,
-                    recovery=blamed,
-                    failures=max(0, group.failures - 1),
-                    not_before_s=min(group.not_before_s, draft.now_s),
-                )
+            heard = draft.telemetry(worker.worker_id)
+            blamed = self.recovery.blame(group.recovery, cause, worker, reason, heard)
+            if blamed is group.recovery:
+                return
+            draft.set_group(group.group_id, recovery=blamed)
+            if group.recovery.counted:  # a death does not, and nothing is waited for
+                failures, not_before_s = max(0, group.failures - 1), min(group.not_before_s, draft.now_s)
+                draft.set_group(group.group_id, failures=failures, not_before_s=not_before_s)
 
     def _beat(self, draft: Draft, event: events.Beat) -> None:
         self._workers.beat(draft, event)

@@ -100,6 +100,8 @@ class FailureRecoveryManager:
             reason=fault.reason,
             seen_at_s=min(fault.seen_at_s, now_s),
             detected_at_s=now_s,
+            told_by_culprit=culprit is not None and fault.told_by == culprit.worker_id,
+            counted=TREATMENTS[fault.cause].may_repeat,
             broken_epoch=group.epoch,
             members=group.members,
             ranks=reports_at_fault(group.members, telemetry, group.epoch),
@@ -108,8 +110,8 @@ class FailureRecoveryManager:
     def hear(self, recovery: Recovery, worker: WorkerRecord, heard: Telemetry) -> Recovery:
         """What a survivor tells when it has left: where it stood, and whether it was its own fault.
 
-        Only what a rank says against itself changes who is to blame: one that was told to leave looks to its peers
-        like one that failed.
+        Only what a rank says against itself changes the verdict: one that was told to leave looks to its peers like
+        one that failed.
         """
         member = next((m for m in recovery.members if m.incarnation == worker.incarnation), None)
         fault = heard.fault
@@ -121,28 +123,54 @@ class FailureRecoveryManager:
         )
         if ranks != recovery.ranks:
             recovery = replace(recovery, ranks=ranks)
-        if (
-            recovery.cause is Cause.COLLECTIVE
-            and fault.kind == "collective"
-            and fault.peer_rank == member.rank
-        ):
-            reason = f"{worker.worker_id} (rank {member.rank}) reports: {fault.message}"
-            recovery = replace(recovery, culprit=_culprit_at(worker, member.rank), reason=reason)
-        return recovery
+        if recovery.cause is not Cause.COLLECTIVE or recovery.told_by_culprit:
+            return recovery
+        cause = None
+        if fault.kind == "collective" and fault.peer_rank == member.rank:
+            cause = Cause.COLLECTIVE
+        elif _is_culprit(recovery, worker):  # its peers only saw that it failed; it knows why
+            cause = {"engine": Cause.ENGINE, "memory": Cause.MEMORY}.get(fault.kind)
+        if cause is None:
+            return recovery
+        reason = f"{worker.worker_id} (rank {member.rank}) reports: {fault.message}"
+        culprit = _culprit_at(worker, member.rank)
+        return replace(recovery, cause=cause, culprit=culprit, reason=reason, told_by_culprit=True)
 
-    def blame(self, recovery: Recovery, cause: Cause, worker: WorkerRecord, reason: str) -> Recovery:
+    def blame(
+        self,
+        recovery: Recovery,
+        cause: Cause,
+        worker: WorkerRecord,
+        reason: str,
+        heard: Telemetry | None = None,
+    ) -> Recovery:
         """Better evidence after the fact: a survivor's report is often ahead of the news that a process died.
 
         The first death that becomes known while the group is not formed again explains the fault; a later one
-        is a second fault.
+        is a second fault. Nor does the end of a process explain what it told of itself, or what it outlived: an
+        engine that fails, or that does not leave its group, may end its process.
+
+        Args:
+            worker: whose process is gone.
+            heard: its last heartbeat.
         """
         member = next((m for m in recovery.members if m.incarnation == worker.incarnation), None)
         if member is None or recovery.cause in (Cause.PROCESS, Cause.LEASE, Cause.DEVICE):
             return recovery
-        known = recovery.culprit
-        if recovery.cause is Cause.STUCK and known is not None and known.pid == worker.pid:
-            return recovery  # an engine that does not leave its group ends its process: a consequence
-        return replace(recovery, cause=cause, culprit=_culprit_at(worker, member.rank), reason=reason)
+        if _is_culprit(recovery, worker) and (recovery.told_by_culprit or self._outlived(recovery, heard)):
+            return recovery
+        return replace(
+            recovery,
+            cause=cause,
+            culprit=_culprit_at(worker, member.rank),
+            reason=reason,
+            told_by_culprit=False,
+            counted=False,
+        )
+
+    def _outlived(self, recovery: Recovery, heard: Telemetry | None) -> bool:
+        """Whether a process was heard of so long after the fault that no heartbeat could have been under way."""
+        return heard is not None and heard.heard_at_s - recovery.detected_at_s > self._config.suspect_after_s
 
     def retry(self, now_s: float, group: GroupRecord, *, may_repeat: bool) -> Retry:
         """The pause before the next attempt: none after the first failure, then doubling, never longer than
@@ -179,6 +207,12 @@ class FailureRecoveryManager:
         if now_s - since_s < wait_s:
             return Missing(overdue=False, reason=f"{shortage}; waits up to {wait_s:g} s")
         return Missing(overdue=True, reason=f"{shortage}; none came within {wait_s:g} s")
+
+
+def _is_culprit(recovery: Recovery, worker: WorkerRecord) -> bool:
+    """Whether it is just the process that is blamed. Ids are taken over, and two hosts may have one process number."""
+    known = recovery.culprit
+    return known is not None and (known.worker_id, known.pid) == (worker.worker_id, worker.pid)
 
 
 def _culprit(worker: WorkerRecord, group: GroupRecord) -> CulpritRecord:

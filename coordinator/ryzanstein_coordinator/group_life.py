@@ -72,10 +72,11 @@ class GroupLife:
             draft.put_worker(treated)
         recovery = group.recovery
         if group.phase is Phase.SERVING:
-            heard = {member.worker_id: draft.telemetry(member.worker_id) for member in group.members}
-            recovery = self._recovery.open(draft.now_s, group, fault, culprit, heard)
+            reports = {member.worker_id: draft.telemetry(member.worker_id) for member in group.members}
+            recovery = self._recovery.open(draft.now_s, group, fault, culprit, reports)
         elif group.recovering and recovery is not None and culprit is not None and not culprit.alive:
-            recovery = self._recovery.blame(recovery, fault.cause, culprit, fault.reason)
+            heard = draft.telemetry(culprit.worker_id)
+            recovery = self._recovery.blame(recovery, fault.cause, culprit, fault.reason, heard)
         retry = self._recovery.retry(draft.now_s, group, may_repeat=TREATMENTS[fault.cause].may_repeat)
         draft.set_group(group_id, recovery=recovery, failures=retry.failures, not_before_s=retry.not_before_s)
         self._epochs.begin(draft, group_id, fault.reason, fault.cause)

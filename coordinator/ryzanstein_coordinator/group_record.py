@@ -118,6 +118,10 @@ class Recovery:
     #: The first sign of it.
     seen_at_s: float
     detected_at_s: float
+    #: The culprit itself told of it: it lived then, so that its process ends later is a consequence.
+    told_by_culprit: bool = False
+    #: It counts among the failures in a row of its group.
+    counted: bool = False
     fenced_at_s: float | None = None
     reformed_at_s: float | None = None
     first_token_at_s: float | None = None

@@ -28,6 +28,8 @@ class Fault:
     reason: str
     #: The first sign of it, on the coordinator's clock.
     seen_at_s: float
+    #: Id of the worker whose own report it is; None: the coordinator saw it.
+    told_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,7 @@ class HealthMonitor:
                     culprit=worker_id,
                     reason=f"{worker_id} is no longer in epoch {group.epoch}",
                     seen_at_s=now_s,
+                    told_by=worker_id,
                 )
         return None
 
@@ -171,6 +174,7 @@ class HealthMonitor:
             culprit=ranked[0][0] if alone else None,
             reason=f"no step was finished for {oldest_s:.1f} s: {who}",
             seen_at_s=now_s - oldest_s,
+            told_by=ranked[0][0],
         )
 
 
@@ -184,6 +188,7 @@ def _device_failed(now_s: float, worker: WorkerRecord, why: str) -> Fault:
         culprit=worker.worker_id,
         reason=f"{worker.worker_id} (rank {worker.rank}) reports: its device {worker.device.name} has failed: {why}",
         seen_at_s=now_s,
+        told_by=worker.worker_id,
     )
 
 
@@ -206,4 +211,5 @@ def _reported(now_s: float, group: GroupRecord, worker: WorkerRecord, fault: Fau
         culprit=culprit,
         reason=f"{worker.worker_id} (rank {worker.rank}) reports: {fault.message}",
         seen_at_s=now_s,
+        told_by=worker.worker_id,
     )

@@ -29,12 +29,13 @@ HEARD = {
 }
 
 
-def a_fault(cause: Cause, culprit: str | None = "w1") -> Fault:
-    return Fault(cause=cause, culprit=culprit, reason="it broke", seen_at_s=99.5)
+def a_fault(cause: Cause, culprit: str | None = "w1", told_by: str | None = None) -> Fault:
+    return Fault(cause=cause, culprit=culprit, reason="it broke", seen_at_s=99.5, told_by=told_by)
 
 
-def opened(cause: Cause) -> Recovery:
-    return MANAGER.open(100.0, GROUP, a_fault(cause), worker("w1"), HEARD)
+def opened(cause: Cause, told_by: str | None = None) -> Recovery:
+    """Of a fault for which w1 is to blame."""
+    return MANAGER.open(100.0, GROUP, a_fault(cause, told_by=told_by), worker("w1"), HEARD)
 
 
 def test_every_cause_has_its_treatment() -> None:
@@ -98,6 +99,7 @@ def test_what_a_rank_says_against_itself_is_believed_and_what_it_says_of_others_
     group = MANAGER.open(100.0, GROUP, a_fault(Cause.COLLECTIVE, None), None, HEARD)
     assert MANAGER.hear(group, worker("w0"), left(7, 1, 31)).culprit is None
     blamed = MANAGER.hear(group, worker("w0"), left(7, 0, 31))
+    assert blamed.told_by_culprit
     assert blamed.culprit is not None
     assert (blamed.culprit.worker_id, blamed.reason) == ("w0", "w0 (rank 0) reports: it says so")
     dead = opened(Cause.PROCESS)
@@ -111,9 +113,37 @@ def test_a_death_explains_the_collective_that_failed_before() -> None:
     assert blamed.seen_at_s == 99.5
 
 
-def test_a_stuck_process_that_ends_itself_was_stuck() -> None:
-    stuck = opened(Cause.STUCK)
-    assert MANAGER.blame(stuck, Cause.PROCESS, worker("w1"), "w1 ended") is stuck
+TOLD = [Cause.STUCK, Cause.ENGINE, Cause.COLLECTIVE, Cause.MEMORY]
+
+
+@pytest.mark.parametrize("cause", TOLD)
+def test_a_process_that_told_of_its_fault_and_then_ends_had_that_fault(cause: Cause) -> None:
+    told = opened(cause, told_by="w1")
+    assert MANAGER.blame(told, Cause.PROCESS, worker("w1"), "w1 ended", HEARD["w1"]) is told
+    another = MANAGER.blame(told, Cause.PROCESS, worker("w0"), "w0 ended", HEARD["w0"])
+    assert another.culprit is not None
+    assert (another.cause, another.culprit.worker_id) == (Cause.PROCESS, "w0")
+
+
+def test_whom_a_survivor_blamed_had_died_unless_it_was_heard_of_long_afterwards() -> None:
+    seen = opened(Cause.COLLECTIVE, told_by="w0")
+    for heard_at_s, cause in ((99.9, Cause.PROCESS), (100.1, Cause.PROCESS), (101.0, Cause.COLLECTIVE)):
+        heard = replace(HEARD["w1"], heard_at_s=heard_at_s)
+        assert MANAGER.blame(seen, Cause.PROCESS, worker("w1"), "w1 ended", heard).cause is cause
+    of_another_host = worker("w1", pid=101)
+    heard = replace(HEARD["w1"], heard_at_s=101.0)
+    assert MANAGER.blame(seen, Cause.PROCESS, of_another_host, "", heard).cause is Cause.PROCESS
+
+
+@pytest.mark.parametrize(("kind", "cause"), [("engine", Cause.ENGINE), ("memory", Cause.MEMORY)])
+def test_the_culprit_knows_better_than_its_peers_what_failed(kind: str, cause: Cause) -> None:
+    """They saw a collective fail, and were heard first."""
+    seen = opened(Cause.COLLECTIVE, told_by="w0")
+    told = MANAGER.hear(seen, worker("w1"), left(7, None, 33, kind))
+    assert (told.cause, told.culprit, told.reason) == (cause, seen.culprit, "w1 (rank 1) reports: it says so")
+    assert MANAGER.blame(told, Cause.PROCESS, worker("w1"), "w1 ended") is told
+    innocent = MANAGER.hear(seen, worker("w0"), left(7, None, 33, kind))
+    assert (innocent.cause, innocent.culprit) == (Cause.COLLECTIVE, seen.culprit)
 
 
 def test_a_second_death_does_not_take_the_blame_of_the_first() -> None:
