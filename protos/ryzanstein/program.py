@@ -120,6 +120,8 @@ def run(app: typer.Typer, args: Sequence[str] | None = None, *, name: str = "ryz
     """Runs the command that `args` (the process's arguments by default) name and returns the exit code."""
     words = list(sys.argv[1:] if args is None else args)
     debug = _take_debug(words)
+    # gRPC writes lines of its own to standard error, one for each stranger whose TLS handshake fails.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that knows no UTF-8 shows '?' and nothing breaks
             stream.reconfigure(errors="replace")

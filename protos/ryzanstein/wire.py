@@ -25,11 +25,23 @@ _COMMON_OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.max_pings_without_data", 0),
 ]
 
+#: Calls that one connection may have open. A client with more of them waits for its own.
+MAX_STREAMS_PER_CONNECTION = 1024
+
+#: Of all headers of a call together. A request id, a key and a proof have less than 1 KiB.
+MAX_METADATA_BYTES = 16 * 1024
+
 SERVER_OPTIONS: list[tuple[str, int]] = [
     *_COMMON_OPTIONS,
     # Without it a second server on the same port starts without an error and takes half of the calls.
     ("grpc.so_reuseport", 0),
+    # A client that pings more often is cut off after two more.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+    # From the connection to the end of the TLS handshake and HTTP/2's settings; gRPC's default is two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
 ]
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
@@ -90,6 +102,16 @@ async def abort_with(context: grpc.aio.ServicerContext[Any, Any], error: StatusE
     if error.retry_after_s is not None:
         trailing = ((RETRY_AFTER_KEY, str(math.ceil(error.retry_after_s * 1000))),)
     await context.abort(error.code, error.message, trailing)
+
+
+def refused_handler(error: StatusError) -> Any:
+    """What an interceptor returns in place of a method's handler to end the call before any message of it is read."""
+
+    async def refuse(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        await abort_with(context, error)
+
+    # The kind whose handler is called at once: the others wait for a message first.
+    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 class StatusInterceptor(grpc.aio.ServerInterceptor):

@@ -138,6 +138,7 @@ class RegisterRequest(_message.Message):
     HIGHEST_EPOCH_FIELD_NUMBER: _builtins.int
     MODEL_DIR_FIELD_NUMBER: _builtins.int
     CPU_THREADS_FIELD_NUMBER: _builtins.int
+    TLS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """Unique per process place: stays over restarts of one `serve` slot or systemd instance."""
     incarnation: _builtins.str
@@ -153,6 +154,8 @@ class RegisterRequest(_message.Message):
     model_dir: _builtins.str
     """Directory of this worker's own copy of the model. Empty: the coordinator's."""
     cpu_threads: _builtins.int
+    tls: _builtins.bool
+    """The server at `address` speaks TLS."""
     @_builtins.property
     def device(self) -> Global___Device: ...
     @_builtins.property
@@ -171,10 +174,11 @@ class RegisterRequest(_message.Message):
         highest_epoch: _builtins.int = ...,
         model_dir: _builtins.str = ...,
         cpu_threads: _builtins.int = ...,
+        tls: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "versions", b"versions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cpu_threads", b"cpu_threads", "device", b"device", "highest_epoch", b"highest_epoch", "host", b"host", "host_id", b"host_id", "incarnation", b"incarnation", "model_dir", b"model_dir", "pid", b"pid", "versions", b"versions", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cpu_threads", b"cpu_threads", "device", b"device", "highest_epoch", b"highest_epoch", "host", b"host", "host_id", b"host_id", "incarnation", b"incarnation", "model_dir", b"model_dir", "pid", b"pid", "tls", b"tls", "versions", b"versions", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

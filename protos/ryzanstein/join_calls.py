@@ -1,0 +1,114 @@
+"""Calls between coordinator and workers: made with a proof of the join token and over TLS, and refused without."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import grpc
+
+from .join_proof import PROOF_KEY, JoinTokens, ProofVerifier, Role
+from .tls import TlsFiles
+from .wire import CHANNEL_OPTIONS, StatusError, refused_handler
+
+
+class Dialer:
+    """How a member of the cluster reaches others: `aio` or `sync` opens a channel, `proving` is what a stub takes."""
+
+    def __init__(self, role: Role, *, tls: TlsFiles | None = None, tokens: JoinTokens | None = None) -> None:
+        """
+        Args:
+            tls: with a `server_ca_file`, calls are encrypted and the server is checked; its own certificate is shown.
+            tokens: None: nothing is proven.
+        """
+        self._role = role
+        self._tls = tls or TlsFiles()
+        self._tokens = tokens
+
+    @property
+    def encrypts(self) -> bool:
+        """It can check the certificate of a server."""
+        return self._tls.server_ca_file is not None
+
+    def aio(self, address: str, *, tls: bool) -> grpc.aio.Channel:
+        """A channel of the running event loop. Raises TlsError, SecretFileError if the files can't be used now."""
+        if tls:
+            return grpc.aio.secure_channel(address, self._tls.channel_credentials(), options=CHANNEL_OPTIONS)
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+
+    def sync(self, address: str, *, tls: bool) -> grpc.Channel:
+        """The same for threads."""
+        if tls:
+            return grpc.secure_channel(address, self._tls.channel_credentials(), options=CHANNEL_OPTIONS)
+        return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+
+    def proving(self, channel: Any) -> Any:
+        """For the constructor of a stub: every call of the stub carries a proof of its own."""
+        if self._tokens is None:
+            return channel
+        return _ProvingChannel(channel, self._role, self._tokens)
+
+
+class _ProvingChannel:
+    """What stubs need of a channel. Not an interceptor: grpc.aio wraps the calls of those, streams of steps too."""
+
+    def __init__(self, channel: Any, role: Role, tokens: JoinTokens) -> None:
+        self._channel = channel
+        self._role = role
+        self._tokens = tokens
+
+    def unary_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
+        return self._proved(method, self._channel.unary_unary(method, *arguments, **options))
+
+    def unary_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
+        return self._proved(method, self._channel.unary_stream(method, *arguments, **options))
+
+    def stream_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
+        return self._proved(method, self._channel.stream_unary(method, *arguments, **options))
+
+    def stream_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
+        return self._proved(method, self._channel.stream_stream(method, *arguments, **options))
+
+    def _proved(self, method: str, call: Any) -> _ProvedMethod:
+        return _ProvedMethod(call, lambda: ((PROOF_KEY, self._tokens.prove(self._role, method)),))
+
+
+class _ProvedMethod:
+    """One method of a stub."""
+
+    def __init__(self, call: Any, proof: Callable[[], tuple[tuple[str, str], ...]]) -> None:
+        self._call = call
+        self._proof = proof
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self._call(*arguments, metadata=self._proof(), **options)
+
+    def future(self, *arguments: Any, **options: Any) -> Any:
+        return self._call.future(*arguments, metadata=self._proof(), **options)
+
+
+class JoinGuard(grpc.aio.ServerInterceptor):
+    """Lets only members of the cluster call a server, whatever the method."""
+
+    def __init__(self, verifier: ProofVerifier) -> None:
+        self._verifier = verifier
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        refusal = join_refusal(self._verifier, handler_call_details)
+        return refused_handler(refusal) if refusal else await continuation(handler_call_details)
+
+
+def join_refusal(verifier: ProofVerifier, call: grpc.HandlerCallDetails) -> StatusError | None:
+    """UNAUTHENTICATED for a call without a good proof."""
+    reason = verifier.refusal(call.method, metadata_value(call, PROOF_KEY))
+    return StatusError(grpc.StatusCode.UNAUTHENTICATED, reason) if reason else None
+
+
+def metadata_value(call: grpc.HandlerCallDetails, key: str) -> str | None:
+    """The value of a key of the call's metadata; None if it is absent, given twice, or no text."""
+    values = [value for name, value in cast("Any", call.invocation_metadata or ()) if name == key]
+    return values[0] if len(values) == 1 and isinstance(values[0], str) else None
