@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ import typer
 
 from ryzanstein.logs import configure_logging
 from ryzanstein.program import ConfigFile
+from ryzanstein.service_manager import ServiceManager
 
 from .config import OrchestratorConfig
 from .flags import command, parse_bytes
@@ -26,16 +28,19 @@ def commands(app: typer.Typer) -> None:
 
 def coordinator(config: OrchestratorConfig) -> None:
     """Run the coordinator alone; shard workers register with it from anywhere."""
+    manager = ServiceManager.from_environment(os.environ)
+    manager.status("starting")
     from .server import run_coordinator
 
     configure_logging()
-    asyncio.run(run_coordinator(config))
+    asyncio.run(run_coordinator(config, manager))
 
 
 def serve(config: OrchestratorConfig) -> None:
     """Serve a model on this machine: a coordinator and its shard workers under one parent."""
     from .serve import run_serve
 
+    ServiceManager.from_environment(os.environ)  # its children must not speak in its name
     configure_logging()
     code = asyncio.run(run_serve(config, sys.argv[1:]))
     if code:

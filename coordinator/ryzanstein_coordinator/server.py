@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from ryzanstein import __version__, failpoints
 from ryzanstein.program import announce
+from ryzanstein.service_manager import ServiceManager
 from ryzanstein.v1 import (
     cluster_pb2,
     cluster_pb2_grpc,
@@ -47,6 +48,7 @@ from .request_log import SqliteRequestLog
 from .router import Router, RouterConfig
 from .served_model import ServedModel, read_served_model
 from .service import InferenceServicer
+from .service_report import report
 from .state_dir import StateError, own
 from .tokenization import read_tokenizer
 
@@ -70,8 +72,15 @@ class _Parts:
     addresses: str
 
 
-async def run_coordinator(config: OrchestratorConfig) -> None:
-    """Serves until SIGTERM or SIGINT; the first drains, a second one ends at once.
+#: Beyond the drain: for closing connections and files.
+_CLOSING_S = 10.0
+
+
+async def run_coordinator(config: OrchestratorConfig, manager: ServiceManager) -> None:
+    """Serves until SIGTERM or SIGINT; the first drains, a second one ends at once. `manager` is told of it.
+
+    SIGUSR2 makes way for a successor at once: nothing is refused and no stream ended, callers and workers lose the
+    connection and go on with the coordinator that comes next.
 
     Raises:
         ModelError, ConfigError: the model can't be served so.
@@ -79,7 +88,7 @@ async def run_coordinator(config: OrchestratorConfig) -> None:
         StateError, StoreError: the state directory can't be written, or another coordinator has it.
     """
     failpoints.identify("coordinator")
-    stop, stop_now = asyncio.Event(), asyncio.Event()
+    stop, stop_now, make_way = asyncio.Event(), asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def asked_to_stop() -> None:
@@ -87,20 +96,31 @@ async def run_coordinator(config: OrchestratorConfig) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop)
+    loop.add_signal_handler(signal.SIGUSR2, lambda: (make_way.set(), stop.set()))
     model = read_served_model(config)
     with own(config.state_dir):
-        async with _serving(config, model) as parts:
+        async with _serving(config, model, make_way) as parts:
             ready_line = asyncio.create_task(_tell_when_ready(parts))
+            manager.ready("listening")
+            reporting = asyncio.create_task(report(manager, parts.orchestrator))
             try:
                 await stop.wait()
-                await _drain(parts, config.drain_timeout_s, stop_now)
+                if make_way.is_set():
+                    log.info("making_way")
+                    manager.stopping("making way for a successor", within_s=_CLOSING_S)
+                else:
+                    manager.stopping("draining", within_s=config.drain_timeout_s + _CLOSING_S)
+                    await _drain(parts, config.drain_timeout_s, stop_now)
             finally:
                 ready_line.cancel()
+                reporting.cancel()
 
 
 @contextlib.asynccontextmanager
-async def _serving(config: OrchestratorConfig, model: ServedModel) -> AsyncIterator[_Parts]:
-    """All parts, wired and running; closed in the opposite order."""
+async def _serving(
+    config: OrchestratorConfig, model: ServedModel, make_way: asyncio.Event
+) -> AsyncIterator[_Parts]:
+    """All parts, wired and running; closed in the opposite order. With `make_way` set, for a successor."""
     tokenizer = read_tokenizer(config.model_dir)
     try:
         store = EpochStore(config.state_dir)
@@ -165,7 +185,8 @@ async def _serving(config: OrchestratorConfig, model: ServedModel) -> AsyncItera
 
         async def close_orchestrator(defect: type[BaseException] | None, *_: object) -> None:
             # After a defect another coordinator is about to come, and the workers wait for it with their weights.
-            await orchestrator.close(drain_workers=config.stop_workers and defect is None)
+            for_good = config.stop_workers and defect is None and not make_way.is_set()
+            await orchestrator.close(drain_workers=for_good)
 
         closing.push_async_exit(close_orchestrator)
         closing.callback(router.close)

@@ -38,6 +38,8 @@ class DistributedConfig:
     cpu_threads: int = 1
     #: A leader without work lets all ranks prove that they answer this often.
     keep_alive_s: float = 0.1
+    #: Most time that running streams get when this worker is told to stop and nobody takes its rank.
+    drain_timeout_s: float = 30.0
     #: Accepts a `host` that other machines reach although nothing is encrypted or authenticated.
     insecure: bool = False
 
@@ -61,6 +63,8 @@ class DistributedConfig:
             )
         if not 0.005 <= self.keep_alive_s <= 5.0:
             raise ConfigError(f"keep_alive_s: {self.keep_alive_s} is not in 0.005..5")
+        if not 0.0 <= self.drain_timeout_s <= 86400.0:
+            raise ConfigError(f"--drain-timeout: {self.drain_timeout_s} is not in 0..86400 seconds")
         if self.model_dir is not None and not self.model_dir.is_dir():
             raise ConfigError(f"--model-dir: {self.model_dir} is not a directory")
         if not self.insecure and not is_loopback(self.host):

@@ -47,6 +47,7 @@ def run_steps(
     """
     limits, group = request.limits, membership.group
     membership.progress.last_step_at = time.monotonic()
+    membership.progress.patience_s = request.collective_timeout_s
     scheduler = Scheduler(
         Limits(limits.max_num_seqs, limits.max_batched_tokens, request.model.max_model_len),
         BlockAllocator(limits.num_blocks, limits.block_size),

@@ -14,7 +14,8 @@ import typer
 
 from ryzanstein import failpoints
 from ryzanstein.logs import configure_logging
-from ryzanstein.program import EXIT_FAILED, ConfigFile, announce
+from ryzanstein.program import EXIT_FAILED, ConfigFile
+from ryzanstein.service_manager import ServiceManager
 
 from .checkpoint.command import register_shard_command
 
@@ -45,10 +46,15 @@ def shard_worker(
     cpu_threads: Annotated[
         int, typer.Option(help="threads of one step on a CPU; 0: one for each processor")
     ] = 0,
+    drain_timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="most time that running streams get at the end")
+    ] = 30.0,
     insecure: Annotated[bool, typer.Option(help="listen on an address that other machines reach")] = False,
     config: ConfigFile = None,
 ) -> None:
     """Serve one shard of the model: register with the coordinator and wait for its orders."""
+    manager = ServiceManager.from_environment(os.environ)
+    manager.status("starting")
     from .config import DistributedConfig, default_worker_id
 
     configure_logging()
@@ -65,8 +71,10 @@ def shard_worker(
                 port=port,
                 model_dir=model_dir,
                 cpu_threads=cpu_threads or len(os.sched_getaffinity(0)),
+                drain_timeout_s=drain_timeout,
                 insecure=insecure,
-            )
+            ),
+            manager,
         )
     )
 
@@ -77,8 +85,8 @@ class WorkerError(Exception):
     exit_code = EXIT_FAILED
 
 
-async def run(config: DistributedConfig) -> None:
-    """The life of the process: listens, registers, serves until SIGTERM, Ctrl-C or a Drain.
+async def run(config: DistributedConfig, manager: ServiceManager) -> None:
+    """The life of the process: listens, registers, serves until SIGTERM, Ctrl-C or a Drain. `manager` is told of it.
 
     Raises:
         WorkerError: the port is taken, the coordinator refuses this worker, or its engine has a defect.
@@ -92,13 +100,14 @@ async def run(config: DistributedConfig) -> None:
     from .device_health import DeviceWatch, open_probe
     from .engine import Engine
     from .giving_up import give_up, give_up_with_device
+    from .leaving import Departure
     from .membership import Membership, RefusedError
     from .process_groups import ProcessGroupManager
     from .service import ShardWorkerServicer
+    from .service_report import report
 
     log = structlog.get_logger(__name__)
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
 
     def changed() -> None:
         fault = engine.status.fault
@@ -121,13 +130,8 @@ async def run(config: DistributedConfig) -> None:
     watch = DeviceWatch(open_probe(config.device), on_failure=lambda: _call(loop, device_failed.set))
     membership = Membership(config, engine, health=lambda: watch.reading, named_epoch=lambda: servicer.epoch)
 
-    def begin_drain(reason: str) -> None:
-        announce("leaving")  # for good: `serve` does not start it again
-        log.info("draining", reason=reason)
-        membership.drain()
-        stop.set()
-
-    servicer = ShardWorkerServicer(engine, on_drain=begin_drain, on_stuck=give_up)
+    departure = Departure(engine, membership, manager, timeout_s=config.drain_timeout_s)
+    servicer = ShardWorkerServicer(engine, on_drain=departure.told, on_stuck=give_up)
     server = grpc.aio.server(
         interceptors=[
             StatusInterceptor(lambda method, error: log.error("internal", method=method, exc_info=error))
@@ -136,19 +140,21 @@ async def run(config: DistributedConfig) -> None:
     )
     port = _listen(server, servicer, config)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, begin_drain, signal.Signals(number).name)
+        loop.add_signal_handler(number, departure.asked, signal.Signals(number).name)
     engine.start()
     await asyncio.to_thread(watch.start)
     await server.start()
     registration = asyncio.create_task(membership.run(f"{config.host}:{port}"))
-    stopping = asyncio.create_task(stop.wait())
+    stopping = asyncio.create_task(departure.wait())
     watching = asyncio.create_task(give_up_with_device(device_failed, watch, membership))
+    manager.ready(f"waiting for the coordinator at {config.coordinator}")
+    reporting = asyncio.create_task(report(manager, engine, membership, config.coordinator))
     try:
         await _first_of(registration, stopping, asyncio.wrap_future(engine.ended))
     except RefusedError as error:
         raise WorkerError(f"the coordinator at {config.coordinator} refused this worker: {error}") from None
     finally:
-        await _cancel(registration, stopping, watching)
+        await _cancel(registration, stopping, watching, reporting)
         for close in (watch.close, engine.close):
             await asyncio.to_thread(close)
         await server.stop(grace=0.5)

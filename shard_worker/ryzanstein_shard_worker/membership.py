@@ -48,12 +48,14 @@ class Membership:
         self._device = torch.device(config.device)
         self._incarnation = uuid.uuid4().hex
         self._changed = asyncio.Event()
-        self._draining = False
+        self.draining = False
         self._health = health
         self._failure_sent = 0
         #: The coordinator knows that the device has failed.
         self.failure_told = asyncio.Event()
         self.highest_epoch = 0
+        #: The coordinator has registered this process, and the stream of its heartbeats stands.
+        self.connected = False
 
     def changed(self) -> None:
         """Something happened that the coordinator should know now, not at the next beat. Call in the loop's thread."""
@@ -61,7 +63,7 @@ class Membership:
 
     def drain(self) -> None:
         """Tells the coordinator that this worker is about to leave."""
-        self._draining = True
+        self.draining = True
         self.changed()
 
     async def run(self, address: str) -> None:
@@ -85,6 +87,7 @@ class Membership:
                         "registered", coordinator=self._config.coordinator, worker=self._config.worker_id
                     )
                     attempt = 0
+                    self.connected = True
                     await self._beat(stub, reply.heartbeat_interval_s)
             except grpc.aio.AioRpcError as error:
                 if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT):
@@ -95,6 +98,7 @@ class Membership:
                         coordinator=self._config.coordinator,
                         status=error.code().name.lower(),
                     )
+            self.connected = False
             attempt += 1
             await asyncio.sleep(min(0.05 * 2 ** min(attempt, 3), 0.25))
 
@@ -124,7 +128,7 @@ class Membership:
             incarnation=self._incarnation,
             sequence=sequence,
             epoch=status.epoch,
-            state=cluster_pb2.WORKER_STATE_DRAINING if self._draining else status.state,
+            state=cluster_pb2.WORKER_STATE_DRAINING if self.draining else status.state,
             phase=status.phase,
             load_progress=status.load_progress,
             fault=status.fault,

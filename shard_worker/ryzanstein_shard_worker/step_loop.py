@@ -43,6 +43,10 @@ class Progress:
     #: On time.monotonic's clock, of the last finished step or keep-alive.
     last_step_at: float = field(default_factory=time.monotonic)
     step_duration_s: float = 0.0
+    #: Whether there were sequences in the last step, running or waiting.
+    busy: bool = False
+    #: A step may take so long: a rank that does not answer is waited for.
+    patience_s: float = 0.0
 
     def finished(self, step: int, started_at: float, now: float) -> None:
         self.step = step
@@ -66,6 +70,7 @@ class StepLoop:
         """Applies the plan and runs the batch that follows from it; an empty one is a keep-alive of all ranks."""
         self.scheduler.apply(plan)
         batch = self.scheduler.schedule()
+        self.progress.busy = bool(batch.slices) or self.scheduler.has_work
         failpoint(f"step.{batch.kind}")
         if batch.slices:
             logits = self.runner.run(batch)
