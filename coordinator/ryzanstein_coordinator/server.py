@@ -94,9 +94,13 @@ async def run_coordinator(config: OrchestratorConfig, manager: ServiceManager) -
     def asked_to_stop() -> None:
         (stop_now if stop.is_set() else stop).set()
 
+    def asked_to_make_way() -> None:
+        make_way.set()
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop)
-    loop.add_signal_handler(signal.SIGUSR2, lambda: (make_way.set(), stop.set()))
+    loop.add_signal_handler(signal.SIGUSR2, asked_to_make_way)
     model = read_served_model(config)
     with own(config.state_dir):
         async with _serving(config, model, make_way) as parts:
