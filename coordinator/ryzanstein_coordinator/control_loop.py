@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from . import events
@@ -39,14 +39,14 @@ class ControlLoop:
         initial: ClusterState,
         *,
         clock: Callable[[], float],
-        observer: ClusterObserver | None,
+        observers: Sequence[ClusterObserver] = (),
     ) -> None:
         self.state = initial
         self.changes = Changes()
         self.closed = False
         self._control = control
         self._clock = clock
-        self._observer = observer
+        self._observers = tuple(observers)
         self._executor: Executor | None = None
         self._inbox: deque[Event] = deque()
         self._applying = False
@@ -89,12 +89,13 @@ class ControlLoop:
         for action in decision.actions:
             assert self._executor is not None, "the orchestrator was not started"
             self._executor.carry_out(action, decision.state)
-        if self._observer is not None and isinstance(event, events.Beat):
-            self._observer.heartbeat(before, decision.state, event.worker_id)
+        if isinstance(event, events.Beat):
+            for observer in self._observers:
+                observer.heartbeat(before, decision.state, event.worker_id)
         if decision.state.revision != before.revision:
             log_changes(before, decision.state)
-            if self._observer is not None:
-                self._observer.changed(before, decision.state)
+            for observer in self._observers:
+                observer.changed(before, decision.state)
             self.changes.notify()
 
     async def _watch_clock(self, tick_s: float) -> None:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from ryzanstein.v1.operations_pb2 import ClusterSnapshot
 from ryzanstein.wire import to_plain
 
+from .activity import KEPT_S, WINDOW_S
 from .metrics import Metrics
-from .orchestrator import MultiGPUOrchestrator
+from .orchestrator import REFRESH_S, MultiGPUOrchestrator
 
-#: Proxies and browsers drop a connection on which nothing comes for long.
-_EVENT_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+_UNCACHED = {"cache-control": "no-store"}
+#: Proxies and browsers drop a connection on which nothing comes for long, and some of them hold back what does.
+_EVENT_HEADERS = {**_UNCACHED, "x-accel-buffering": "no"}
+
+#: Making snapshots for one reader takes at most this share of the time: with thousands of workers a pulse is slower.
+_MOST_EFFORT = 0.02
 
 
 def operations_routes(orchestrator: MultiGPUOrchestrator, metrics: Metrics) -> APIRouter:
@@ -34,12 +43,31 @@ def operations_routes(orchestrator: MultiGPUOrchestrator, metrics: Metrics) -> A
 
     @routes.get("/cluster", summary="The cluster now")
     async def cluster() -> JSONResponse:
-        return JSONResponse(to_plain(orchestrator.snapshot()), headers={"cache-control": "no-store"})
+        return JSONResponse(to_plain(orchestrator.snapshot()), headers=_UNCACHED)
 
     @routes.get("/cluster/events", summary="The cluster now and after every change, as server-sent events")
-    async def cluster_events() -> StreamingResponse:
+    async def cluster_events(
+        pulse: Annotated[
+            float | None,
+            Query(
+                ge=0.1,
+                le=10.0,
+                description="Seconds: so often also an event `pulse` with the ages of all heartbeats.",
+            ),
+        ] = None,
+    ) -> StreamingResponse:
         return StreamingResponse(
-            _events(orchestrator), media_type="text/event-stream", headers=_EVENT_HEADERS
+            _events(orchestrator, pulse), media_type="text/event-stream", headers=_EVENT_HEADERS
+        )
+
+    @routes.get("/cluster/activity", summary="Throughput, latency and load of the last seconds, one by one")
+    async def cluster_activity(
+        seconds: Annotated[int, Query(ge=1, le=KEPT_S, description="The newest so many.")] = 180,
+    ) -> JSONResponse:
+        points = orchestrator.activity.points(seconds)
+        return JSONResponse(
+            {"unix_s": time.time(), "window_s": WINDOW_S, "points": [asdict(point) for point in points]},
+            headers=_UNCACHED,
         )
 
     @routes.get("/metrics", summary="Prometheus text")
@@ -49,11 +77,35 @@ def operations_routes(orchestrator: MultiGPUOrchestrator, metrics: Metrics) -> A
     return routes
 
 
-async def _events(orchestrator: MultiGPUOrchestrator) -> AsyncIterator[str]:
-    """One event per snapshot. The next is made when the last has left: a slow reader skips some."""
-    async for snapshot in orchestrator.watch():
+async def _events(orchestrator: MultiGPUOrchestrator, pulse_s: float | None) -> AsyncIterator[str]:
+    """One event per snapshot. The next is made when the last has left: a slow reader skips some.
+
+    With `pulse_s`, whole snapshots come on change and about every second, and in between no more than how old the
+    heartbeats are.
+    """
+    if pulse_s is None:
+        async for snapshot in orchestrator.watch():
+            yield ": nothing new\n\n" if snapshot is None else _whole(snapshot)
+        return
+    began = time.perf_counter()
+    orchestrator.snapshot()
+    effort_s = time.perf_counter() - began
+    told: tuple[int, float] = (-1, 0.0)
+    async for snapshot in orchestrator.watch(max(pulse_s, effort_s / _MOST_EFFORT)):
+        now = time.monotonic()
         if snapshot is None:
             yield ": nothing new\n\n"
+        elif snapshot.revision != told[0] or now - told[1] >= REFRESH_S - pulse_s / 2:
+            told = snapshot.revision, now
+            yield _whole(snapshot)
         else:
-            text = json.dumps(to_plain(snapshot), separators=(",", ":"), allow_nan=False)
-            yield f"id: {snapshot.revision}\ndata: {text}\n\n"
+            ages = {worker.id: round(worker.heartbeat_age_s, 3) for worker in snapshot.workers}
+            yield f"event: pulse\ndata: {_text({'heartbeat_age_s': ages})}\n\n"
+
+
+def _whole(snapshot: ClusterSnapshot) -> str:
+    return f"id: {snapshot.revision}\ndata: {_text(to_plain(snapshot))}\n\n"
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)

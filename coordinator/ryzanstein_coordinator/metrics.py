@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from ryzanstein.v1.shard_worker_pb2 import SchedulerStats
 
+from .activity import Activity
 from .group_record import Cause, Phase, Recovery
 from .observers import OUTCOMES
 from .state import ClusterState
@@ -42,7 +43,11 @@ class _SchedulerTotals:
 class Metrics:
     """Counts. Implements `observers.RequestMetrics` and `control_loop.ClusterObserver`."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    def __init__(
+        self, registry: CollectorRegistry | None = None, *, activity: Activity | None = None
+    ) -> None:
+        """`activity`: told the same, for those who look now."""
+        self.activity = Activity() if activity is None else activity
         # A registry of our own: two coordinators in one test don't share counters.
         self.registry = CollectorRegistry() if registry is None else registry
         counter, histogram = self._counter, self._histogram
@@ -97,22 +102,27 @@ class Metrics:
     def request_ended(self, outcome: str, duration_s: float) -> None:
         self._requests.labels(outcome).inc()
         self._duration_s.observe(duration_s)
+        self.activity.request_ended(outcome)
 
     def request_queued(self, seconds: float) -> None:
         self._queue_s.observe(seconds)
 
     def first_token(self, seconds: float) -> None:
         self._first_token_s.observe(seconds)
+        self.activity.first_token(seconds)
 
     def inter_token_latency(self, seconds: float, count: int) -> None:
         for _ in range(count):
             self._inter_token_s.observe(seconds)
+        self.activity.inter_token_latency(seconds, count)
 
     def prompt_tokens(self, count: int) -> None:
         self._prompt_tokens.inc(count)
+        self.activity.prompt_tokens(count)
 
     def generated_tokens(self, count: int) -> None:
         self._generated_tokens.inc(count)
+        self.activity.generated_tokens(count)
 
     def step(self, group_id: str, stats: SchedulerStats, step_duration_s: float) -> None:
         self._step_s.labels("0").observe(step_duration_s)
@@ -129,7 +139,9 @@ class Metrics:
     def _set_usage(self) -> None:
         blocks = sum(other.blocks_total for other in self._totals.values())
         used = sum(other.blocks_used for other in self._totals.values())
-        self._kv_usage.set(used / blocks if blocks else 0.0)
+        usage = used / blocks if blocks else 0.0
+        self._kv_usage.set(usage)
+        self.activity.kv_cache_usage(usage)
 
     # --- control_loop.ClusterObserver
 

@@ -14,10 +14,12 @@ from ryzanstein.v1 import cluster_pb2, operations_pb2
 from ryzanstein.wire import StatusError, not_found
 
 from . import events
+from .activity import Activity
 from .calls import NoRendezvous, Rendezvous, WorkerCalls
 from .config import OrchestratorConfig
 from .control_loop import ClusterObserver, ControlLoop
 from .control_plane import ControlPlane
+from .epoch_history import EpochHistory
 from .epoch_store import EpochStore
 from .executor import Executor, GroupListener
 from .plan import plan_for_cluster
@@ -50,6 +52,7 @@ class MultiGPUOrchestrator:
         *,
         rendezvous: Rendezvous | None = None,
         observer: ClusterObserver | None = None,
+        activity: Activity | None = None,
         connect: Connect = connect_insecure,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -62,7 +65,11 @@ class MultiGPUOrchestrator:
         self._store = store
         self._clock = clock
         self._closed = False
-        self._loop = ControlLoop(self._control, self._initial(), clock=clock, observer=observer)
+        self.activity = Activity(clock=clock) if activity is None else activity
+        self.activity.counts = self.counts
+        self._history = EpochHistory()
+        observers = (self._history,) if observer is None else (self._history, observer)
+        self._loop = ControlLoop(self._control, self._initial(), clock=clock, observers=observers)
         self._workers = Workers(connect)
         self._calls = WorkerCalls(
             config,
@@ -211,6 +218,10 @@ class MultiGPUOrchestrator:
             dtype=self.dtype,
             max_model_len=self.max_model_len,
             counts=self.counts(),
+            readiness=self.readiness(),
+            traffic=self.activity.recent(),
+            history=self._history.records,
+            unix_s=time.time(),
         )
 
     def watch(self, refresh_s: float = REFRESH_S) -> AsyncIterator[operations_pb2.ClusterSnapshot | None]:

@@ -32,6 +32,7 @@ from ryzanstein.wire import SERVER_OPTIONS, StatusInterceptor
 from .cluster_metrics import ClusterCollector
 from .cluster_service import ClusterServicer
 from .config import OrchestratorConfig
+from .dashboard import dashboard_routes
 from .epoch_store import EpochStore
 from .front_door import FrontDoor
 from .health_service import HealthServicer
@@ -133,7 +134,7 @@ async def _serving(
         raise StateError(f"--state-dir {config.state_dir} can't be used: {error}") from error
     metrics = Metrics()
     rendezvous = RendezvousStore()
-    orchestrator = MultiGPUOrchestrator(config, model, store, rendezvous=rendezvous, observer=metrics)
+    orchestrator = MultiGPUOrchestrator(config, model, store, rendezvous=rendezvous, observer=metrics, activity=metrics.activity)
     metrics.registry.register(ClusterCollector(orchestrator))
     router = Router(
         RouterConfig(
@@ -171,6 +172,7 @@ async def _serving(
     # FastAPI's own pages load their scripts from elsewhere; /openapi.json stays.
     app = FastAPI(title="Ryzanstein", version=__version__, docs_url=None, redoc_url=None)
     install_errors(app)
+    app.include_router(dashboard_routes())
     app.include_router(operations_routes(orchestrator, metrics))
     app.include_router(openai_routes(front_door, intake))
     http_server = HttpServer(Edge(app), listener)

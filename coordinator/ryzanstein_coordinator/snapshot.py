@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
+from ryzanstein import __version__
 from ryzanstein.v1 import cluster_pb2, operations_pb2, shard_worker_pb2
 
+from .activity import WINDOW_S, Point
 from .calls import limits_message
 from .config import OrchestratorConfig
-from .group_record import GroupRecord, GroupState, Recovery
+from .epoch_history import EpochRecord
+from .group_record import GroupRecord, GroupState
+from .recovery_status import epoch_status, recovery_status
 from .served_model import ServedModel
 from .state import ClusterState, group_state, worker_state
 from .worker_record import FaultReport, Telemetry, WorkerRecord
@@ -95,6 +100,10 @@ def cluster_snapshot(
     dtype: str,
     max_model_len: int,
     counts: tuple[int, int],
+    readiness: tuple[bool, str],
+    traffic: Point,
+    history: Sequence[EpochRecord],
+    unix_s: float,
 ) -> operations_pb2.ClusterSnapshot:
     """What people see. `counts`: requests that run, and that wait."""
     groups = [_group(state, group) for group in state.groups]
@@ -115,11 +124,16 @@ def cluster_snapshot(
             _worker(now_s, state, state.workers[worker_id], config) for worker_id in sorted(state.workers)
         ],
         requests=operations_pb2.RequestCounts(running=counts[0], waiting=counts[1]),
+        readiness=operations_pb2.ReadinessStatus(ready=readiness[0], reason=readiness[1]),
+        traffic=operations_pb2.TrafficStatus(window_s=WINDOW_S, **asdict(traffic)),
+        history=[epoch_status(record) for record in history],
+        unix_s=unix_s,
+        release=__version__,
     )
     recoveries = [group.recovery for group in state.groups if group.recovery is not None]
     if recoveries:
         latest = max(recoveries, key=lambda recovery: (recovery.detected_at_s, recovery.epoch))
-        snapshot.last_recovery.CopyFrom(_recovery(latest))
+        snapshot.last_recovery.CopyFrom(recovery_status(latest))
     return snapshot
 
 
@@ -168,48 +182,19 @@ def _worker(
     status.memory.used_bytes = report.used_bytes
     status.step = report.step
     status.load_progress = report.load_progress
+    status.step_duration_s = report.step_duration_s
+    status.communication_ratio = report.communication_ratio
+    status.progress_age_s = report.progress_age_s
+    status.device_health.CopyFrom(
+        operations_pb2.DeviceStatus(
+            failure=report.device_failure,
+            utilization_ratio=report.utilization_ratio,
+            temperature_celsius=report.temperature_celsius,
+            ecc_errors=report.ecc_errors,
+        )
+    )
     status.phase = status.phase or report.phase
     if report.collective:
         status.last_collective.name = report.collective
         status.last_collective.sequence = report.collective_sequence
-    return status
-
-
-def _recovery(recovery: Recovery) -> operations_pb2.RecoveryStatus:
-    def since(moment_s: float | None) -> float | None:
-        return None if moment_s is None else moment_s - recovery.seen_at_s
-
-    status = operations_pb2.RecoveryStatus(
-        epoch=recovery.epoch,
-        cause=recovery.cause,
-        detected_s=since(recovery.detected_at_s) or 0.0,
-        fenced_s=since(recovery.fenced_at_s),
-        reformed_s=since(recovery.reformed_at_s),
-        first_token_s=since(recovery.first_token_at_s),
-        requests_resumed=recovery.requests_resumed,
-        reason=recovery.reason,
-        ranks=[
-            operations_pb2.RankReport(
-                rank=report.rank,
-                worker_id=report.worker_id,
-                last_collective=operations_pb2.CollectiveStatus(
-                    name=report.collective, sequence=report.sequence
-                )
-                if report.collective
-                else None,
-            )
-            for report in recovery.ranks
-        ],
-    )
-    culprit = recovery.culprit
-    if culprit is not None:
-        status.culprit.CopyFrom(
-            operations_pb2.Culprit(
-                worker_id=culprit.worker_id,
-                rank=culprit.rank,
-                host=culprit.host,
-                device=culprit.device,
-                pid=culprit.pid,
-            )
-        )
     return status
