@@ -62,7 +62,11 @@ def _follow(
             group_id=new.group_id, epoch=new.epoch, size=new.size, began_unix_s=unix_s, reason=new.reason
         )
         return (_up_to_date(began, new, unix_s), *history)
-    return history if known is None else _with(history, known, _up_to_date(_current(history, known), new, unix_s))
+    return (
+        history
+        if known is None
+        else _with(history, known, _up_to_date(_current(history, known), new, unix_s))
+    )
 
 
 def _is_over(known: EpochRecord, old: GroupRecord, new: GroupRecord) -> bool:

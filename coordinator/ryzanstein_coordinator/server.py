@@ -134,7 +134,9 @@ async def _serving(
         raise StateError(f"--state-dir {config.state_dir} can't be used: {error}") from error
     metrics = Metrics()
     rendezvous = RendezvousStore()
-    orchestrator = MultiGPUOrchestrator(config, model, store, rendezvous=rendezvous, observer=metrics, activity=metrics.activity)
+    orchestrator = MultiGPUOrchestrator(
+        config, model, store, rendezvous=rendezvous, observer=metrics, activity=metrics.activity
+    )
     metrics.registry.register(ClusterCollector(orchestrator))
     router = Router(
         RouterConfig(
