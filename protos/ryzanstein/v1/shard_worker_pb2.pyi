@@ -100,6 +100,8 @@ class EngineLimits(_message.Message):
     MAX_NUM_SEQS_FIELD_NUMBER: _builtins.int
     MAX_BATCHED_TOKENS_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    PREFIX_CACHING_FIELD_NUMBER: _builtins.int
+    MAX_DECODE_SLOWDOWN_FIELD_NUMBER: _builtins.int
     block_size: _builtins.int
     """Tokens per KV block."""
     num_blocks: _builtins.int
@@ -110,6 +112,12 @@ class EngineLimits(_message.Message):
     """Tokens of one step, prefill and decode together."""
     memory_bytes: _builtins.int
     """All that this rank may use of its device, from the ledger. 0: not bounded."""
+    prefix_caching: _builtins.bool
+    """Blocks that ended sequences filled are kept for others that begin with the same tokens."""
+    max_decode_slowdown: _builtins.float
+    """A step that prefills beside decoding sequences should take at most so many times as long as one that only decodes.
+    0: no bound but max_batched_tokens.
+    """
     def __init__(
         self,
         *,
@@ -118,10 +126,12 @@ class EngineLimits(_message.Message):
         max_num_seqs: _builtins.int = ...,
         max_batched_tokens: _builtins.int = ...,
         memory_bytes: _builtins.int = ...,
+        prefix_caching: _builtins.bool = ...,
+        max_decode_slowdown: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "max_batched_tokens", b"max_batched_tokens", "max_num_seqs", b"max_num_seqs", "memory_bytes", b"memory_bytes", "num_blocks", b"num_blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "max_batched_tokens", b"max_batched_tokens", "max_decode_slowdown", b"max_decode_slowdown", "max_num_seqs", b"max_num_seqs", "memory_bytes", b"memory_bytes", "num_blocks", b"num_blocks", "prefix_caching", b"prefix_caching"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -341,10 +351,13 @@ class SubmitSequence(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.int
     """Given by the coordinator, unique within the group's life: also the order of arrival."""
     request_id: _builtins.str
     priority: _builtins.int
+    cache_salt: _builtins.bytes
+    """Sequences share cached blocks only with those of the same salt: one for each API key."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -369,10 +382,11 @@ class SubmitSequence(_message.Message):
         sampling: _sampling_pb2.SamplingParams | None = ...,
         priority: _builtins.int = ...,
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        cache_salt: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["emitted_token_ids", b"emitted_token_ids", "eos_token_ids", b"eos_token_ids", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling", "sequence_id", b"sequence_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "emitted_token_ids", b"emitted_token_ids", "eos_token_ids", b"eos_token_ids", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling", "sequence_id", b"sequence_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -496,6 +510,7 @@ class SchedulerStats(_message.Message):
     blocks_total: _builtins.int
     preemptions_total: _builtins.int
     prefix_queries_total: _builtins.int
+    """Prompt tokens that were looked up in the prefix cache, and those that were found there."""
     prefix_hits_total: _builtins.int
     def __init__(
         self,
@@ -694,12 +709,17 @@ class StepPlan(_message.Message):
     SAMPLED_FIELD_NUMBER: _builtins.int
     STATE_HASH_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKENS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     step: _builtins.int
     state_hash: _builtins.int
     """Of the leader's scheduler before this plan is applied; a rank with another one stops and says so."""
     stop: _builtins.bool
     """The last step of this group."""
+    prefill_tokens: _builtins.int
+    """Prompt tokens that this step may compute if it also decodes; sequences that go on from an earlier epoch don't
+    count. Unset: no bound but max_batched_tokens.
+    """
     @_builtins.property
     def arrivals(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubmitSequence]: ...
     @_builtins.property
@@ -718,12 +738,15 @@ class StepPlan(_message.Message):
         sampled: _abc.Iterable[Global___SampledTokens] | None = ...,
         state_hash: _builtins.int = ...,
         stop: _builtins.bool = ...,
+        prefill_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prefill_tokens", b"_prefill_tokens", "prefill_tokens", b"prefill_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrivals", b"arrivals", "departures", b"departures", "epoch", b"epoch", "sampled", b"sampled", "state_hash", b"state_hash", "step", b"step", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill_tokens", b"_prefill_tokens", "arrivals", b"arrivals", "departures", b"departures", "epoch", b"epoch", "prefill_tokens", b"prefill_tokens", "sampled", b"sampled", "state_hash", b"state_hash", "step", b"step", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__prefill_tokens: _TypeAlias = _typing.Literal["prefill_tokens"]  # noqa: Y015
+    _WhichOneofArgType__prefill_tokens: _TypeAlias = _typing.Literal["_prefill_tokens", b"_prefill_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prefill_tokens) -> _WhichOneofReturnType__prefill_tokens | None: ...
 
 Global___StepPlan: _TypeAlias = StepPlan  # noqa: Y015
 
