@@ -104,7 +104,9 @@ async def running_cluster(config: OrchestratorConfig, state_dir: Path) -> AsyncI
     """A coordinator that listens on a port of its own, and the end of all workers that a test started."""
     errors: list[BaseException] = []
     metrics, router = Metrics(), RecordingRouter()
-    orchestrator = MultiGPUOrchestrator(config, MODEL, EpochStore(state_dir), observer=metrics)
+    orchestrator = MultiGPUOrchestrator(
+        config, MODEL, EpochStore(state_dir), observer=metrics, activity=metrics.activity
+    )
     orchestrator.attach(router)
     server = grpc.aio.server(
         interceptors=[StatusInterceptor(lambda _, error: errors.append(error))], options=SERVER_OPTIONS
