@@ -23,7 +23,7 @@ from .epoch_change import EpochChange
 from .failure_recovery import TREATMENTS, FailureRecoveryManager
 from .group_record import Cause, EngineBounds, GroupRecord, Member, Phase
 from .health_monitor import Fault
-from .placement import backend_of, place
+from .placement import backend_of, may_hold_all, place
 from .resizing import Resizing, ranks_text, served_by
 from .resource_allocator import ResourceAllocator
 from .size_change import SizeChange
@@ -97,7 +97,7 @@ class GroupLife:
     def _vacant(self, draft: Draft, group: GroupRecord) -> None:
         if draft.now_s < group.not_before_s:
             return
-        candidates = [w for w in draft.workers if w.placeable and w.group in (None, group.group_id)]
+        candidates = _candidates(draft, group)
         group = self._sizes.settle(draft, group, candidates)
         size = group.growing_to or group.size
         placement = place(group.group_id, size, candidates, group.previous)
@@ -193,12 +193,8 @@ class GroupLife:
             workers.append(worker)
         if group.answered != {member.worker_id for member in group.members}:
             return
-        shards = [worker.shard for worker in workers if worker.shard is not None]
-        if not all(shard.loaded for shard in shards) and not any(shard.has_files for shard in shards):
-            draft.set_group(
-                group.group_id,
-                reason="no worker can read the checkpoint: give one of them --model-dir",
-            )
+        if not may_hold_all(workers):
+            self._wait_for_a_reader(draft, group)
             return
         assert group.limits is not None
         backend = backend_of(workers)
@@ -210,6 +206,18 @@ class GroupLife:
             backend=backend,
         )
         draft.act(JoinGroup(group.group_id, group.epoch, group.members, backend, group.limits))
+
+    def _wait_for_a_reader(self, draft: Draft, group: GroupRecord) -> None:
+        """The members have told that they can't get all weights: others are chosen as soon as that helps."""
+        ids = [member.worker_id for member in group.members]
+        chosen = place(group.group_id, group.size, _candidates(draft, group), ids).members
+        reason = f"none of {ranks_text(group.size)} can read the checkpoint"
+        if chosen and may_hold_all([_of(draft, member) for member in chosen]):
+            new = [member.worker_id for member in chosen if member.worker_id not in ids]
+            self._epochs.begin(draft, group.group_id, f"{reason}: begins anew with {', '.join(new)}")
+        else:
+            reason = "no worker can read the checkpoint: give one of them --model-dir"
+            draft.set_group(group.group_id, reason=reason)
 
     def _forming(self, draft: Draft, group: GroupRecord) -> None:
         if group.answered != {member.worker_id for member in group.members}:
@@ -273,6 +281,11 @@ class GroupLife:
                 if same_kind and group.limits and self._allocator.holds(group.limits, [share]):
                     return worker
         return None
+
+
+def _candidates(draft: Draft, group: GroupRecord) -> list[WorkerRecord]:
+    """Workers that the group may give a rank."""
+    return [w for w in draft.workers if w.placeable and w.group in (None, group.group_id)]
 
 
 def _of(draft: Draft, member: Member) -> WorkerRecord:

@@ -30,7 +30,8 @@ def place(
         candidates: workers that may be given a rank now; those of other groups are not among them.
         previous: worker ids of the last epoch, by rank.
 
-    Who serves: those that are not about to leave before those that are, then those with fewer strikes, those
+    Somebody who can read the checkpoint serves, if what the others hold is not enough and such a worker is there.
+    Who else serves: those that are not about to leave before those that are, then those with fewer strikes, those
     that belong to this group, those that hold the shard of a rank that nobody has yet, those that held a rank
     before, neighbours on one host. Which rank: the one whose shard a worker holds, then the one that its id
     held before, then what is left, in the order of hosts and ids.
@@ -47,8 +48,24 @@ def place(
     pool = [worker for worker in candidates if worker.device.kind == kind]
     chosen = _choose(group_id, size, pool, previous)
     ranks = _assign(size, chosen, previous)
+    if not may_hold_all([ranks[rank] for rank in range(size)]) and (readers := _readers(pool)):
+        first = _choose(group_id, 1, readers, previous)
+        chosen = _choose(group_id, size, pool, previous, first)
+        ranks = _assign(size, chosen, previous)
     members = tuple(Member(rank, ranks[rank].worker_id, ranks[rank].incarnation) for rank in range(size))
     return Placement(members, f"{size} of {len(candidates)} workers placed")
+
+
+def may_hold_all(workers: Sequence[WorkerRecord]) -> bool:
+    """Whether these ranks, in their order, may come to hold all weights: one of them may be able to read the
+    checkpoint, for itself and the others, or each holds its own. Whoever never loaded has not said yet.
+    """
+    if any(_may_read(worker) for worker in workers):
+        return True
+    return all(
+        any(s.loaded and (s.key.rank, s.key.size) == (rank, len(workers)) for s in worker.shards)
+        for rank, worker in enumerate(workers)
+    )
 
 
 def likely_rank(size: int, spares: Collection[ShardKey], own: Collection[int] = ()) -> int:
@@ -75,11 +92,26 @@ def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text))
 
 
+def _readers(pool: Sequence[WorkerRecord]) -> list[WorkerRecord]:
+    """Those of the pool that can read the checkpoint; if there are none, those that have not said yet."""
+    possible = [worker for worker in pool if _may_read(worker)]
+    return [worker for worker in possible if worker.shards] or possible
+
+
+def _may_read(worker: WorkerRecord) -> bool:
+    return not worker.shards or any(shard.has_files for shard in worker.shards)
+
+
 def _choose(
-    group_id: str, size: int, pool: list[WorkerRecord], previous: Sequence[str]
+    group_id: str,
+    size: int,
+    pool: Sequence[WorkerRecord],
+    previous: Sequence[str],
+    first: Sequence[WorkerRecord] = (),
 ) -> list[WorkerRecord]:
-    chosen: list[WorkerRecord] = []
-    rest = list(pool)
+    """`size` workers of the pool; `first` are among them."""
+    chosen = list(first)
+    rest = [worker for worker in pool if worker not in first]
     while len(chosen) < size:
         # Hosts of those already chosen, then hosts with most candidates: a group stays together where it can.
         near = Counter(worker.host_id for worker in chosen)

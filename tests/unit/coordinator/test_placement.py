@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ryzanstein_coordinator.group_record import Member
-from ryzanstein_coordinator.placement import backend_of, likely_rank, natural_key, place
+from ryzanstein_coordinator.placement import backend_of, likely_rank, may_hold_all, natural_key, place
 from ryzanstein_coordinator.worker_record import ShardKey
 
 from .cluster_builders import gpu, shard, worker
@@ -76,6 +77,28 @@ def test_a_worker_that_is_drained_serves_only_when_nobody_else_can() -> None:
     workers = [worker("w0", draining=True, group="g0", shard=shard(0)), worker("w1"), worker("w2", strikes=5)]
     assert set(ids(place("g0", 2, workers).members)) == {"w1", "w2"}
     assert set(ids(place("g0", 3, workers).members)) == {"w0", "w1", "w2"}
+
+
+def test_somebody_who_can_read_the_checkpoint_serves_where_the_others_lack_weights() -> None:
+    empty = replace(shard(1), loaded=False, has_files=False)
+    survivor, spare = (
+        worker("w1", group="g0", shard=empty),
+        worker("w2", shard=replace(empty, key=shard(0).key)),
+    )
+    reader = worker("w3", shard=shard(0), strikes=9)
+    assert ids(place("g0", 2, [survivor, spare, reader], ("w0", "w1")).members) == ["w3", "w1"]
+    unknown = worker("w4", strikes=9)
+    assert ids(place("g0", 2, [survivor, spare, unknown], ("w0", "w1")).members) == ["w4", "w1"]
+    assert ids(place("g0", 2, [survivor, spare, unknown, reader], ("w0", "w1")).members) == ["w3", "w1"]
+    assert ids(place("g0", 2, [survivor, spare], ("w0", "w1")).members) == ["w2", "w1"]
+
+
+def test_ranks_that_hold_their_own_weights_need_nobody_who_can_read() -> None:
+    holding = [worker(f"w{rank}", shard=replace(shard(rank), has_files=False)) for rank in (0, 1)]
+    assert may_hold_all(holding)
+    assert not may_hold_all(holding[::-1]), "each another's"
+    reader = worker("w2", shard=shard(0))
+    assert ids(place("g0", 2, [*holding, reader]).members) == ["w0", "w1"]
 
 
 def test_a_group_stays_on_one_host_where_it_can() -> None:
