@@ -33,6 +33,7 @@ from ryzanstein.v1.operations_pb2_grpc import OperationsServiceStub
 from ryzanstein_client import Client
 
 from .models import make_medium
+from .probes import leader_steps
 
 PROMPT, OUTPUT, LONG_PROMPT = 128, 128, 512
 BLOCK = 16
@@ -129,23 +130,12 @@ def _crowd(client: Client, prompts: list[list[int]], count: int = OUTPUT) -> flo
 
 def _rpc_share(cluster: Cluster, client: Client, prompt: list[int]) -> float:
     """One stream's time per token at the client against the leader's time per step for the same tokens."""
-    before = _steps(cluster)
+    before = leader_steps(cluster)
     _, moments = _stream(client, prompt, OUTPUT)
-    after = _steps(cluster)
+    after = leader_steps(cluster)
     per_step = (after[0] - before[0]) / (after[1] - before[1])
     per_token = (moments[-1] - moments[0]) / (len(moments) - 1)
     return max(0.0, 1.0 - per_step / per_token)
-
-
-def _steps(cluster: Cluster) -> tuple[float, float]:
-    """Sum of seconds and count of the leader's steps so far."""
-    text = cluster.get("/metrics")[1]
-
-    def value(name: str) -> float:
-        lines = [line for line in text.splitlines() if line.startswith(name) and 'rank="0"' in line]
-        return float(lines[0].rsplit(" ", 1)[1])
-
-    return value("ryzanstein_step_duration_seconds_sum"), value("ryzanstein_step_duration_seconds_count")
 
 
 def _memory(cluster: Cluster) -> tuple[list[int], list[int]]:
