@@ -43,10 +43,10 @@ def _log_group(old: GroupRecord, new: GroupRecord) -> None:
         return
     before = old.recovery
     if before is not None and before.detected_at_s != recovery.detected_at_s:
-        if not before.is_complete:  # another fault came before its streams were back
+        if not before.closed:  # another fault came before its streams were back
             _log_recovery(new.group_id, before)
         before = None
-    if recovery.is_complete and (before is None or not before.is_complete):
+    if recovery.closed and (before is None or not before.closed):
         _log_recovery(new.group_id, recovery)
 
 

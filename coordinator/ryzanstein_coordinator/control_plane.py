@@ -18,6 +18,7 @@ from .failure_recovery import TREATMENTS, FailureRecoveryManager
 from .group_life import GroupLife
 from .group_record import Cause, GroupRecord, Phase
 from .health_monitor import Fault, HealthMonitor
+from .recovery_progress import progressed
 from .resizing import Resizing
 from .resource_allocator import ResourceAllocator
 from .state import ClusterState
@@ -130,7 +131,7 @@ class ControlPlane:
                     )
             case events.ExecuteBroken():
                 self._execute_broken(draft, event)
-            case events.FirstToken() | events.RequestsResumed():
+            case events.FirstToken() | events.RequestsResumed() | events.ResumedGone():
                 self._resumed(draft, event)
             case events.DrainWorker():
                 if draft.worker(event.worker_id) is not None:
@@ -263,19 +264,13 @@ class ControlPlane:
             group = draft.set_group(group.group_id, stream_breaks=breaks, stream_broken_at_s=draft.now_s)
             self._look_for_fault(draft, group)
 
-    def _resumed(self, draft: Draft, event: events.FirstToken | events.RequestsResumed) -> None:
+    def _resumed(
+        self, draft: Draft, event: events.FirstToken | events.RequestsResumed | events.ResumedGone
+    ) -> None:
         group = draft.find_group(event.group_id)
-        recovery = None if group is None else group.recovery
-        if group is None or recovery is None or recovery.epoch != event.epoch:
-            return
-        if isinstance(event, events.RequestsResumed):
-            resumed = recovery.requests_resumed + event.count
-            recovery = replace(recovery, requests_resumed=resumed, told=True)
-        elif recovery.told and not recovery.requests_resumed:
-            return  # nobody had waited: the next caller's first token is no part of the recovery
-        elif recovery.first_token_at_s is None:
-            recovery = replace(recovery, first_token_at_s=max(event.at_s, recovery.seen_at_s))
-        draft.set_group(group.group_id, recovery=recovery, stream_breaks=0)
+        if group is not None and group.recovery is not None and group.recovery.epoch == event.epoch:
+            recovery = progressed(group.recovery, event)
+            draft.set_group(group.group_id, recovery=recovery, stream_breaks=0)
 
     def _forming(self, draft: Draft, group_id: str, epoch: int) -> GroupRecord | None:
         """The group, if it still forms this epoch."""

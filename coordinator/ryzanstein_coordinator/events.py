@@ -156,6 +156,14 @@ class RequestsResumed:
 
 
 @dataclass(frozen=True, slots=True)
+class ResumedGone:
+    """All of these have ended, and none of them has a token of this epoch."""
+
+    group_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class DrainWorker:
     """Somebody wants this worker out of service."""
 
@@ -184,6 +192,7 @@ Event = (
     | ExecuteBroken
     | FirstToken
     | RequestsResumed
+    | ResumedGone
     | DrainWorker
     | DrainCluster
 )

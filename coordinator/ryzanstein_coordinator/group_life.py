@@ -24,6 +24,7 @@ from .failure_recovery import TREATMENTS, FailureRecoveryManager
 from .group_record import Cause, EngineBounds, GroupRecord, Member, Phase
 from .health_monitor import Fault
 from .placement import backend_of, may_hold_all, place
+from .recovery_progress import closed
 from .resizing import Resizing, ranks_text, served_by
 from .resource_allocator import ResourceAllocator
 from .size_change import SizeChange
@@ -253,10 +254,14 @@ class GroupLife:
             self._keep_reserve(draft)
         members = [_of(draft, member) for member in group.members]
         since_s = draft.now_s if group.serving_since_s is None else group.serving_since_s
-        if draft.now_s - since_s >= self._config.stable_after_s:
+        served_s = draft.now_s - since_s
+        if served_s >= self._config.stable_after_s:
             for worker in members:
                 draft.set_worker(worker.worker_id, strikes=0)
             draft.set_group(group.group_id, failures=0, shrinks=group.shrinks if group.is_short else 0)
+        if group.recovery is not None:
+            recovery = closed(group.recovery, served_s, stopping=draft.draining)
+            draft.set_group(group.group_id, recovery=recovery)
         leaving = next((worker for worker in members if worker.draining), None)
         if leaving is not None and not draft.draining and self.successor(draft, group, leaving) is not None:
             reason = f"{leaving.worker_id} (rank {leaving.rank}) is drained"

@@ -78,6 +78,8 @@ class EngineBounds:
     needed_bytes: int = 0
     #: All that a rank may use of its device; 0: not bounded.
     memory_bytes: int = 0
+    prefix_caching: bool = True
+    max_decode_slowdown: float = 0.0
 
     @property
     def kv_tokens(self) -> int:
@@ -128,6 +130,10 @@ class Recovery:
     requests_resumed: int = 0
     #: `requests_resumed` is known: the router has said.
     told: bool = False
+    #: Those that were resumed have all ended before the first token.
+    resumed_gone: bool = False
+    #: The log tells of it when this is set, and never again: all is known, or it was time.
+    closed: bool = False
     #: The epoch that broke, its members, and where each of them stood.
     broken_epoch: int = 0
     members: tuple[Member, ...] = ()
@@ -140,8 +146,9 @@ class Recovery:
 
     @property
     def is_complete(self) -> bool:
-        """Nothing more will be known of it: streams flow again, or there was none."""
-        return self.told and (self.first_token_at_s is not None or not self.requests_resumed)
+        """Nothing more will be known of it: streams flow again, or there was none, or none is left."""
+        flows = self.first_token_at_s is not None
+        return self.told and (flows or self.resumed_gone or not self.requests_resumed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

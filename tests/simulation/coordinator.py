@@ -172,8 +172,7 @@ class Coordinator(Endpoint):
         self.world.checks.announced(self, action)
         stub: Any = Stub(self, worker)
         resumed = self.router.group_ready(action.group_id, action.epoch, stub, limits_message(action.limits))
-        if resumed:
-            self.happened(events.RequestsResumed(action.group_id, action.epoch, resumed))
+        self.happened(events.RequestsResumed(action.group_id, action.epoch, resumed))
 
     # --- what the router notices
 

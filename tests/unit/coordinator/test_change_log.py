@@ -23,7 +23,7 @@ RECOVERY = Recovery(
     ranks=(RankReport(0, "w0", "all_reduce", 31), RankReport(1, "w1")),
 )
 REFORMED = replace(RECOVERY, fenced_at_s=100.5, reformed_at_s=101.0)
-COMPLETE = replace(REFORMED, told=True, requests_resumed=3, first_token_at_s=101.5)
+COMPLETE = replace(REFORMED, told=True, requests_resumed=3, first_token_at_s=101.5, closed=True)
 
 
 def lines(*recoveries: Recovery | None) -> list[dict[str, Any]]:
@@ -61,8 +61,16 @@ def test_a_recovery_is_told_in_one_line_with_all_that_is_known() -> None:
 
 
 def test_where_nothing_was_to_be_resumed_no_token_is_waited_for() -> None:
-    (line,) = lines(None, RECOVERY, REFORMED, replace(REFORMED, told=True))
+    (line,) = lines(None, RECOVERY, REFORMED, replace(REFORMED, told=True, closed=True))
     assert (line["requests_resumed"], line["first_token_s"]) == (0, None)
+
+
+def test_a_first_token_that_comes_after_its_time_is_not_told_again() -> None:
+    late = replace(REFORMED, told=True, requests_resumed=3, closed=True)
+    (line,) = lines(None, RECOVERY, late, replace(late, first_token_at_s=109.0))
+    assert line["first_token_s"] is None
+    second = replace(RECOVERY, epoch=9, detected_at_s=102.0, seen_at_s=102.0)
+    assert [line["epoch"] for line in lines(None, late, second)] == [8]
 
 
 def test_a_recovery_that_was_cut_short_by_another_fault_is_told_all_the_same() -> None:
