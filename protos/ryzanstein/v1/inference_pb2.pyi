@@ -22,6 +22,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class TokenIds(_message.Message):
+    """A prompt that is tokenized already; taken as it is."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     IDS_FIELD_NUMBER: _builtins.int
@@ -42,6 +44,8 @@ Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
 
 @_typing.final
 class ChatMessage(_message.Message):
+    """One turn of a conversation."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ROLE_FIELD_NUMBER: _builtins.int
@@ -65,6 +69,8 @@ Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015
 
 @_typing.final
 class ChatPrompt(_message.Message):
+    """A conversation, oldest turn first; the model's own template makes a text of it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGES_FIELD_NUMBER: _builtins.int
@@ -144,6 +150,8 @@ Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
 class RequestAccepted(_message.Message):
+    """The request is admitted and written down: from here on it survives the end of the coordinator."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
@@ -176,6 +184,8 @@ Global___RequestAccepted: _TypeAlias = RequestAccepted  # noqa: Y015
 
 @_typing.final
 class TokenChunk(_message.Message):
+    """What came at once."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FIRST_INDEX_FIELD_NUMBER: _builtins.int
@@ -210,6 +220,8 @@ Global___TokenChunk: _TypeAlias = TokenChunk  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
+    """Counts of tokens."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
@@ -244,8 +256,11 @@ class RequestTimings(_message.Message):
     FIRST_TOKEN_S_FIELD_NUMBER: _builtins.int
     TOTAL_S_FIELD_NUMBER: _builtins.int
     queue_s: _builtins.float
+    """From admission until a group was given it."""
     first_token_s: _builtins.float
+    """From admission to the first token; 0 if there was none."""
     total_s: _builtins.float
+    """From admission to the end."""
     def __init__(
         self,
         *,
@@ -263,6 +278,8 @@ Global___RequestTimings: _TypeAlias = RequestTimings  # noqa: Y015
 
 @_typing.final
 class RequestFinished(_message.Message):
+    """The end of a request that was answered; every other end is a status."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
@@ -294,6 +311,8 @@ Global___RequestFinished: _TypeAlias = RequestFinished  # noqa: Y015
 
 @_typing.final
 class StreamEvent(_message.Message):
+    """One event of a stream: `accepted` first, then `tokens`, `finished` last."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCEPTED_FIELD_NUMBER: _builtins.int
@@ -448,6 +467,8 @@ Global___ListModelsRequest: _TypeAlias = ListModelsRequest  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
+    """A model that is served."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int

@@ -20,6 +20,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ModelStatus(_message.Message):
+    """The model that is served."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
@@ -33,6 +35,7 @@ class ModelStatus(_message.Message):
     architecture: _builtins.str
     dtype: _builtins.str
     max_model_len: _builtins.int
+    """Most tokens of prompt and output together."""
     parameters: _builtins.int
     def __init__(
         self,
@@ -54,6 +57,8 @@ Global___ModelStatus: _TypeAlias = ModelStatus  # noqa: Y015
 
 @_typing.final
 class GroupStatus(_message.Message):
+    """One tensor-parallel group: a replica of the model."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
@@ -64,12 +69,15 @@ class GroupStatus(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """"g0", "g1", …"""
     state: _builtins.str
+    """"waiting", "loading", "forming", "serving", "recovering", "degraded" or "draining"."""
     epoch: _builtins.int
     tensor_parallel_size: _builtins.int
     leader: _builtins.str
     """Worker id of rank 0; null while there is none."""
     step: _builtins.int
+    """Of the leader, in this epoch."""
     reason: _builtins.str
     """Why it is in this state."""
     def __init__(
@@ -95,6 +103,8 @@ Global___GroupStatus: _TypeAlias = GroupStatus  # noqa: Y015
 
 @_typing.final
 class WorkerMemory(_message.Message):
+    """Of a worker's device, or of its process on a CPU."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
@@ -102,9 +112,12 @@ class WorkerMemory(_message.Message):
     KV_CACHE_BYTES_FIELD_NUMBER: _builtins.int
     USED_BYTES_FIELD_NUMBER: _builtins.int
     total_bytes: _builtins.int
+    """All that the device or the host has."""
     weights_bytes: _builtins.int
+    """Of all shards that it holds."""
     kv_cache_bytes: _builtins.int
     used_bytes: _builtins.int
+    """By its process (CPU: resident; CUDA: reserved)."""
     def __init__(
         self,
         *,
@@ -123,12 +136,15 @@ Global___WorkerMemory: _TypeAlias = WorkerMemory  # noqa: Y015
 
 @_typing.final
 class CollectiveStatus(_message.Message):
+    """The operation of the group that a rank began last."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     sequence: _builtins.int
+    """Counted from 1 in each epoch: ranks that made the same calls have the same numbers."""
     def __init__(
         self,
         *,
@@ -145,6 +161,8 @@ Global___CollectiveStatus: _TypeAlias = CollectiveStatus  # noqa: Y015
 
 @_typing.final
 class WorkerStatus(_message.Message):
+    """One shard worker."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
@@ -168,21 +186,29 @@ class WorkerStatus(_message.Message):
     PROGRESS_AGE_S_FIELD_NUMBER: _builtins.int
     DEVICE_HEALTH_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """Of its place: the same over restarts."""
     incarnation: _builtins.str
+    """Of its process."""
     group: _builtins.str
     """Null while it is in none."""
     state: _builtins.str
+    """"joining", "standby", "loading", "active", "suspect", "lost", "failed" or "draining"."""
     rank: _builtins.int
     """Null outside the current epoch."""
     host: _builtins.str
     pid: _builtins.int
     device: _builtins.str
     device_name: _builtins.str
+    """What its maker calls it."""
     heartbeat_age_s: _builtins.float
+    """Since it was heard of."""
     lease_ttl_s: _builtins.float
+    """Silence for so long is a death."""
     step: _builtins.int
     phase: _builtins.str
+    """What it is busy with, or why it is lost or failed."""
     load_progress: _builtins.float
+    """0 to 1."""
     step_duration_s: _builtins.float
     """Mean of the last steps, and the share of them that was spent in collectives, 0 to 1."""
     communication_ratio: _builtins.float
@@ -288,12 +314,16 @@ Global___DeviceStatus: _TypeAlias = DeviceStatus  # noqa: Y015
 
 @_typing.final
 class RequestCounts(_message.Message):
+    """Requests that have not ended."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RUNNING_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     running: _builtins.int
+    """That a group computes."""
     waiting: _builtins.int
+    """That wait for a place, or for their group."""
     def __init__(
         self,
         *,
@@ -310,6 +340,8 @@ Global___RequestCounts: _TypeAlias = RequestCounts  # noqa: Y015
 
 @_typing.final
 class Culprit(_message.Message):
+    """Who failed, as it was then: the worker may have been replaced since."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     WORKER_ID_FIELD_NUMBER: _builtins.int
@@ -375,7 +407,7 @@ Global___RankReport: _TypeAlias = RankReport  # noqa: Y015
 
 @_typing.final
 class RecoveryStatus(_message.Message):
-    """Seconds count from the moment in which the fault was seen."""
+    """A fault or a planned change, and what became of it. Seconds count from the moment in which the fault was seen."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -390,15 +422,23 @@ class RecoveryStatus(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     RANKS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
+    """The epoch that replaced the broken one."""
     cause: _builtins.str
+    """"process", "lease", "collective", "stuck", "device", "memory", "engine", "stream", "drain" or "resize"."""
     detected_s: _builtins.float
     fenced_s: _builtins.float
+    """The survivors had left the old epoch."""
     reformed_s: _builtins.float
+    """The new epoch stood."""
     first_token_s: _builtins.float
+    """The first token of any stream came."""
     requests_resumed: _builtins.int
     reason: _builtins.str
+    """In words."""
     @_builtins.property
-    def culprit(self) -> Global___Culprit: ...
+    def culprit(self) -> Global___Culprit:
+        """Null: nobody can be blamed."""
+
     @_builtins.property
     def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankReport]: ...
     def __init__(
@@ -602,6 +642,8 @@ Global___EpochStatus: _TypeAlias = EpochStatus  # noqa: Y015
 
 @_typing.final
 class ClusterSnapshot(_message.Message):
+    """The cluster at one moment."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     STATE_FIELD_NUMBER: _builtins.int
@@ -618,8 +660,11 @@ class ClusterSnapshot(_message.Message):
     UNIX_S_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
     state: _builtins.str
+    """Of the first group."""
     epoch: _builtins.int
+    """Of the first group."""
     revision: _builtins.int
+    """Grows with every change; telemetry alone is none."""
     unix_s: _builtins.float
     """The coordinator's clock when this was made."""
     release: _builtins.str
@@ -770,6 +815,7 @@ class DrainWorkerResponse(_message.Message):
 
     EPOCH_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
+    """Of the worker's group, when the drain was begun."""
     def __init__(
         self,
         *,
@@ -791,6 +837,7 @@ class PlanMemoryRequest(_message.Message):
     DEVICE_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_UTILIZATION_FIELD_NUMBER: _builtins.int
     tensor_parallel_size: _builtins.int
+    """0: the coordinator's setting."""
     device_bytes: _builtins.int
     """Of each device. 0: what the registered workers have."""
     memory_utilization: _builtins.float
@@ -812,6 +859,8 @@ Global___PlanMemoryRequest: _TypeAlias = PlanMemoryRequest  # noqa: Y015
 
 @_typing.final
 class MemoryComponent(_message.Message):
+    """One line of the ledger."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
@@ -835,6 +884,8 @@ Global___MemoryComponent: _TypeAlias = MemoryComponent  # noqa: Y015
 
 @_typing.final
 class RankLedger(_message.Message):
+    """What one rank needs of its device."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RANK_FIELD_NUMBER: _builtins.int
@@ -843,7 +894,9 @@ class RankLedger(_message.Message):
     FREE_BYTES_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     budget_bytes: _builtins.int
+    """All that it may use."""
     free_bytes: _builtins.int
+    """What is left of the budget; 0 too if it does not fit."""
     @_builtins.property
     def components(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemoryComponent]: ...
     def __init__(
@@ -875,12 +928,14 @@ class PlanMemoryResponse(_message.Message):
     epoch: _builtins.int
     fits: _builtins.bool
     kv_tokens: _builtins.int
+    """Tokens of KV cache that the group holds."""
     kv_bytes_per_token: _builtins.int
+    """On each rank."""
     @_builtins.property
     def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankLedger]: ...
     @_builtins.property
     def advice(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What would fit, when it does not."""
+        """What would fit, when it does not; what was decided for the user, when it does."""
 
     def __init__(
         self,

@@ -60,7 +60,8 @@ class OperationsServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def GetCluster(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The cluster as it is now.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

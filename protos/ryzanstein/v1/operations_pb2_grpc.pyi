@@ -32,6 +32,7 @@ class OperationsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OperationsServiceAsyncStub: ...
     GetCluster: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetClusterRequest, _operations_pb2.GetClusterResponse]
+    """The cluster as it is now."""
     WatchCluster: _grpc.UnaryStreamMultiCallable[_operations_pb2.WatchClusterRequest, _operations_pb2.WatchClusterResponse]
     """A snapshot now and one after every change."""
     DrainWorker: _grpc.UnaryUnaryMultiCallable[_operations_pb2.DrainWorkerRequest, _operations_pb2.DrainWorkerResponse]
@@ -43,6 +44,7 @@ class OperationsServiceStub:
 class OperationsServiceAsyncStub(OperationsServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetCluster: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetClusterRequest, _operations_pb2.GetClusterResponse]  # type: ignore[assignment]
+    """The cluster as it is now."""
     WatchCluster: _aio.UnaryStreamMultiCallable[_operations_pb2.WatchClusterRequest, _operations_pb2.WatchClusterResponse]  # type: ignore[assignment]
     """A snapshot now and one after every change."""
     DrainWorker: _aio.UnaryUnaryMultiCallable[_operations_pb2.DrainWorkerRequest, _operations_pb2.DrainWorkerResponse]  # type: ignore[assignment]
@@ -56,7 +58,8 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _operations_pb2.GetClusterRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_operations_pb2.GetClusterResponse, _abc.Awaitable[_operations_pb2.GetClusterResponse]]: ...
+    ) -> _typing.Union[_operations_pb2.GetClusterResponse, _abc.Awaitable[_operations_pb2.GetClusterResponse]]:
+        """The cluster as it is now."""
 
     @_abc_1.abstractmethod
     def WatchCluster(
