@@ -120,8 +120,11 @@ class Usage:
 class Timings:
     """Where the time went, in seconds, as the coordinator saw it."""
 
+    #: From admission until a group was given the request.
     queue_s: float
+    #: From admission to the first token.
     first_token_s: float
+    #: From admission to the end.
     total_s: float
 
 
@@ -135,6 +138,7 @@ class Chunk:
 
     text: str
     token_ids: tuple[int, ...]
+    #: "stop" or "length"; None before the last chunk.
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
 
@@ -145,13 +149,18 @@ class Completion:
 
     text: str
     token_ids: tuple[int, ...]
+    #: "stop": an end-of-sequence id, a stop id or a stop text. "length": max_tokens or the model's limit.
     finish_reason: FinishReason
+    #: One per token if they were asked for, else None.
     logprobs: tuple[TokenLogprob, ...] | None
     usage: Usage
     request_id: str
+    #: The one given, or the one drawn.
     seed: int
+    #: The name under which it is served.
     model: str
     timings: Timings
+    #: The stop text that ended it; None if none did.
     stop: str | None
 
 
