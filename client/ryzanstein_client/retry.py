@@ -9,6 +9,9 @@ from .errors import Disconnected, InvalidRequest
 from .status import CallFailed, error_from
 
 
+_DELAY_OF_OUTAGE = 0.15
+
+
 @dataclass(frozen=True, slots=True)
 class ResumePolicy:
     """How long a lost connection is tried again. All in seconds."""
@@ -50,9 +53,9 @@ class Outage:
         if left_s <= 0:
             self.attempts += 1
             return None
-        delay_s = min(
-            self._policy.longest_delay_s, self._policy.first_delay_s * 2.0 ** min(self.attempts, 30)
-        )
+        # In proportion to the outage: a coordinator that is back after a second is not kept waiting for half of one.
+        delay_s = _DELAY_OF_OUTAGE * self.elapsed_s(now_s)
+        delay_s = min(max(delay_s, self._policy.first_delay_s), self._policy.longest_delay_s)
         self.attempts += 1
         # Clients that lost the same coordinator must not all come back in the same moment.
         delay_s *= 0.5 + 0.5 * self._jitter.random()

@@ -49,7 +49,7 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     # A restarted peer is found again within a fraction of a second, not after gRPC's default of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 200),
     # A proxy from the environment must not stand between the processes of one cluster.
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
