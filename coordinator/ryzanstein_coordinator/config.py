@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ryzanstein.model_plan import DTYPE_BYTES
+from ryzanstein.tls import TlsFiles
 
 #: Tokens per KV block. The attention kernels, the ledger and the scheduler agree on it.
 BLOCK_SIZE = 16
@@ -53,6 +54,11 @@ class OrchestratorConfig:
     max_num_seqs: int = 64
     #: Tokens of one step, prefill and decode together. None: 512 on CPUs, 8192 on GPUs.
     max_batched_tokens: int | None = None
+    #: What ended sequences computed is kept for others of the same API key that begin with the same tokens.
+    prefix_caching: bool = True
+    #: A step that prefills beside streams that decode should take at most so many times as long as without.
+    #: 0: no bound.
+    max_decode_slowdown: float = 1.5
     #: Share of each device's memory that may be used, in (0, 1].
     memory_utilization: float = 0.9
     #: Bytes of KV cache per rank. None: what the ledger leaves, on CPUs no more than is needed.
@@ -65,9 +71,14 @@ class OrchestratorConfig:
     #: 0 picks a free one.
     grpc_port: int = 50051
     http_port: int = 8000
-    #: One key per line. Nothing checks keys yet, so anything but None is refused.
+    #: Who may ask for what; None: everybody who reaches the ports. See `api_keys`.
     api_key_file: Path | None = None
-    #: Accepts a host that other machines reach although nothing is encrypted.
+    #: What workers and this coordinator know, and nobody else. See `ryzanstein.join_proof`.
+    join_token_file: Path | None = None
+    tls: TlsFiles = field(default_factory=TlsFiles)
+    #: Where the workers of `serve` register, on 127.0.0.1 and without TLS; 0 picks a free one. None: with all others.
+    member_port: int | None = None
+    #: Accepts a host that other machines reach although not everything is protected.
     insecure: bool = False
     #: Where epochs are kept. They must survive a restart of the coordinator.
     state_dir: Path = field(default_factory=lambda: default_state_dir(os.environ))
@@ -129,23 +140,29 @@ class OrchestratorConfig:
                 f"--max-batched-tokens: {self.max_batched_tokens} leaves no room for {self.max_num_seqs} "
                 "decoding sequences; raise it or lower --max-num-seqs"
             )
+        if self.max_decode_slowdown != 0.0 and not 1.0 < self.max_decode_slowdown < math.inf:
+            raise ConfigError(
+                f"--max-decode-slowdown: {self.max_decode_slowdown} is not above 1, e.g. 1.5; 0 sets no bound"
+            )
         if not 0.0 < self.memory_utilization <= 1.0:
             raise ConfigError(f"--memory-utilization: {self.memory_utilization} is not in (0, 1], e.g. 0.9")
         if self.kv_cache_bytes is not None and self.kv_cache_bytes < 1:
             raise ConfigError(f"--kv-cache-memory: {self.kv_cache_bytes} bytes hold nothing")
-        for flag, port in (("--grpc-port", self.grpc_port), ("--http-port", self.http_port)):
+        ports = (self.grpc_port, self.http_port, self.member_port or 0)
+        for flag, port in zip(("--grpc-port", "--http-port", "--member-port"), ports, strict=True):
             if not 0 <= port < 65536:
                 raise ConfigError(f"{flag}: {port} is not in 0..65535")
         self._check_times()
-        if self.api_key_file is not None:
-            raise ConfigError(
-                f"--api-key-file: {self.api_key_file} would protect nothing, because this release does not check "
-                "keys; leave it out, and let only trusted machines reach the ports"
-            )
         if not self.insecure and not is_loopback(self.host):
+            self._check_protected()
+
+    def _check_protected(self) -> None:
+        missing = [] if self.tls.serves else ["--tls-cert-file and --tls-key-file"]
+        missing += [] if self.api_key_file is not None else ["--api-key-file"]
+        if missing:
             raise ConfigError(
-                f"--host: {self.host} is open to other machines without encryption; "
-                "use 127.0.0.1, or add --insecure in a network that you trust"
+                f"--host: {self.host} is open to other machines; give {' and '.join(missing)}, "
+                "or use 127.0.0.1, or add --insecure in a network that you trust"
             )
 
     def _check_times(self) -> None:

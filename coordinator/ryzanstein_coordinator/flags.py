@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from ryzanstein.program import ConfigFile
+from ryzanstein.tls import TlsFiles
 
 from .config import OrchestratorConfig, default_state_dir
 
@@ -62,6 +63,16 @@ def configuration(
             help="tokens of one step, prefill and decode together; default 512 on CPUs, 8192 on GPUs"
         ),
     ] = None,
+    prefix_caching: Annotated[
+        bool, typer.Option(help="keep what prompts have in common, for all requests with the same API key")
+    ] = True,
+    max_decode_slowdown: Annotated[
+        float,
+        typer.Option(
+            metavar="FACTOR",
+            help="how many times as long a step may take when it prefills beside running streams; 0: no bound",
+        ),
+    ] = 1.5,
     memory_utilization: Annotated[
         float, typer.Option(help="share of each device's memory to use, in (0, 1]")
     ] = 0.9,
@@ -82,7 +93,26 @@ def configuration(
         float, typer.Option(metavar="SECONDS", help="a group that finishes no step for so long is stuck")
     ] = 20.0,
     served_model_name: Annotated[str, typer.Option(help="default: the directory's name")] = "",
-    api_key_file: Annotated[Path | None, typer.Option(help="one key per line")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="one key per line, its owner's name, its roles")
+    ] = None,
+    join_token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="what workers must know to join; one line, or several")
+    ] = None,
+    tls_cert_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="certificate (PEM) of gRPC and HTTP")
+    ] = None,
+    tls_key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="its private key (PEM)")] = None,
+    tls_client_ca_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="who calls over gRPC must show a certificate of these authorities"),
+    ] = None,
+    tls_ca_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="authorities of the workers' certificates; default: of the clients'"
+        ),
+    ] = None,
     state_dir: Annotated[Path | None, typer.Option(help="where epochs are kept over restarts")] = None,
     drain_timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="most time that running streams get at the end")
@@ -92,8 +122,11 @@ def configuration(
     ] = False,
     reproducible: Annotated[bool, typer.Option(help="the same request and seed give the same tokens")] = True,
     insecure: Annotated[
-        bool, typer.Option(help="listen on an address that other machines reach, unencrypted")
+        bool, typer.Option(help="listen on an address that other machines reach, not or half protected")
     ] = False,
+    member_port: Annotated[
+        int | None, typer.Option(hidden=True)
+    ] = None,  # `serve` gives it to its coordinator
     config: ConfigFile = None,
 ) -> OrchestratorConfig:
     """The configuration that the flags make; raises ConfigError for the first that can't work."""
@@ -110,6 +143,8 @@ def configuration(
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_batched_tokens=max_batched_tokens,
+        prefix_caching=prefix_caching,
+        max_decode_slowdown=max_decode_slowdown,
         memory_utilization=memory_utilization,
         kv_cache_bytes=kv_cache_memory,
         cpu_threads=cpu_threads,
@@ -118,6 +153,14 @@ def configuration(
         progress_deadline_s=progress_deadline,
         served_model_name=served_model_name,
         api_key_file=api_key_file,
+        join_token_file=join_token_file,
+        tls=TlsFiles(
+            cert_file=tls_cert_file,
+            key_file=tls_key_file,
+            client_ca_file=tls_client_ca_file,
+            ca_file=tls_ca_file,
+        ),
+        member_port=member_port,
         state_dir=state_dir or default_state_dir(os.environ),
         drain_timeout_s=drain_timeout,
         stop_workers=stop_workers,

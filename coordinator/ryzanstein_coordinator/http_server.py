@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
+
+from .http_protocol import MAX_HEAD_BYTES, PatientProtocol
 
 
 class ListenError(Exception):
@@ -44,19 +47,23 @@ def bind(host: str, port: int, *, flag: str) -> socket.socket:
 class HttpServer(uvicorn.Server):
     """uvicorn without its signal handlers: the process has its own, and uvicorn would raise SIGTERM again."""
 
-    def __init__(self, app: Any, listener: socket.socket) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                ws="none",
-                server_header=False,
-                # A stream of server-sent events never ends by itself.
-                timeout_graceful_shutdown=1,
-            )
+    def __init__(self, app: Any, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        config = uvicorn.Config(
+            app,
+            http=PatientProtocol,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            proxy_headers=False,
+            # A stream of server-sent events never ends by itself.
+            timeout_graceful_shutdown=1,
         )
+        config.load()
+        config.ssl = tls  # it only takes names of files, which it would not read again
+        super().__init__(config)
         self._listener = listener
 
     @contextlib.contextmanager

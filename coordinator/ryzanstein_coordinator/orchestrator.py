@@ -29,7 +29,7 @@ from .served_model import ServedModel
 from .snapshot import GroupView, cluster_snapshot, group_view, telemetry_of
 from .state import ClusterState
 from .worker_record import WorkerRecord
-from .workers import Connect, Workers, connect_insecure
+from .workers import Lines, Workers
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +53,7 @@ class MultiGPUOrchestrator:
         rendezvous: Rendezvous | None = None,
         observer: ClusterObserver | None = None,
         activity: Activity | None = None,
-        connect: Connect = connect_insecure,
+        lines: Lines | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`clock` counts seconds and never goes back; the router must use the same one."""
@@ -70,7 +70,7 @@ class MultiGPUOrchestrator:
         self._history = EpochHistory()
         observers = (self._history,) if observer is None else (self._history, observer)
         self._loop = ControlLoop(self._control, self._initial(), clock=clock, observers=observers)
-        self._workers = Workers(connect)
+        self._workers = Workers(lines)
         self._calls = WorkerCalls(
             config,
             model,
@@ -122,11 +122,11 @@ class MultiGPUOrchestrator:
         """
         try:
             worker = examine(self._clock(), self.state, request)
+            self._workers.open(worker)
         except StatusError as error:
             log.warning("worker_refused", worker=request.worker_id, host=request.host, reason=error.message)
             raise
         self._loop.happened(events.Registered(worker, request.highest_epoch))
-        self._workers.open(worker)
         return cluster_pb2.RegisterResponse(
             epoch=self.state.announced_epoch,
             coordinator_id=self.coordinator_id,

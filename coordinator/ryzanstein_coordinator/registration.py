@@ -47,6 +47,7 @@ def examine(now_s: float, state: ClusterState, request: cluster_pb2.RegisterRequ
         host_id=request.host_id or request.host,
         pid=request.pid,
         address=request.address,
+        tls=request.tls,
         device=DeviceRecord(
             name=device.name,
             kind=device.kind,
@@ -68,6 +69,7 @@ def examine(now_s: float, state: ClusterState, request: cluster_pb2.RegisterRequ
         known,
         registered_at_s=now_s,
         address=record.address,
+        tls=record.tls,
         seen_epoch=max(known.seen_epoch, record.seen_epoch),
         stream=0 if known.lost_reason else known.stream,
         heard=known.heard and not known.lost_reason,

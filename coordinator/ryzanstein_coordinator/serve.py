@@ -7,13 +7,17 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import structlog
 
+from ryzanstein.join_proof import new_token, read_tokens
 from ryzanstein.program import EXIT_FAILED, EXIT_USAGE
+from ryzanstein.settings import ENVIRONMENT_PREFIX, environment_variable
 
-from .config import ConfigError, OrchestratorConfig, is_loopback
+from .api_keys import read_keys
+from .config import ConfigError, OrchestratorConfig
 from .local_devices import local_shares
 from .resource_allocator import ResourceAllocator
 from .served_model import read_served_model
@@ -24,6 +28,9 @@ log = structlog.get_logger(__name__)
 #: Where a spare can take a dead worker's rank, that worker is started again so much later: by then the streams flow
 #: again. A start takes a processor for seconds.
 _AFTER_THE_REPLAY_S = 1.0
+
+#: These are for every process.
+_FOR_ALL = (environment_variable("--debug"), "RYZANSTEIN_FAILPOINTS")
 
 #: For a worker to end after the coordinator has: it only has to leave its group.
 _WORKER_STOP_S = 5.0
@@ -40,7 +47,7 @@ async def run_serve(config: OrchestratorConfig, arguments: Sequence[str]) -> int
         The exit code: 0 after a drain, 1 after a forced stop, the coordinator's own if it can't run.
 
     Raises:
-        ModelError, ConfigError, DeviceCountError: before anything is started.
+        ModelError, ConfigError, DeviceCountError, SecretFileError, TlsError: before anything is started.
     """
     # What can't work is told at once, by one process: a bad directory or rank count, too little memory.
     model = read_served_model(config)
@@ -50,19 +57,60 @@ async def run_serve(config: OrchestratorConfig, arguments: Sequence[str]) -> int
     )
     if not plan.fits:
         raise ConfigError(f"{config.model_name} does not fit: {plan.refusal}")
-    return await _Parent(config, [share.kind for share in shares], list(arguments)).run()
+    with _join_token(config.join_token_file) as (token_file, inherited):
+        config.tls.check()
+        if config.api_key_file is not None:
+            read_keys(config.api_key_file)
+        read_tokens(token_file)
+        parent = _Parent(config, [share.kind for share in shares], list(arguments), token_file, inherited)
+        return await parent.run()
+
+
+@contextlib.contextmanager
+def _join_token(given: Path | None) -> Iterator[tuple[Path, tuple[int, ...]]]:
+    """The file with the token of this cluster, and the open files that children must inherit to read it.
+
+    Where none is given one is made for this cluster alone. It lies in memory, behind a file descriptor that only the
+    children get: not in an argument or the environment, which other programs of this user log and show, and not on a
+    disk, where it would stay when this process is killed.
+    """
+    if given is not None:
+        yield given, ()
+        return
+    descriptor = os.memfd_create("ryzanstein-join-token", os.MFD_CLOEXEC)
+    try:
+        os.fchmod(descriptor, 0o400)
+        os.write(descriptor, new_token())
+        yield Path(f"/dev/fd/{descriptor}"), (descriptor,)
+    finally:
+        os.close(descriptor)
 
 
 class _Parent:
-    def __init__(self, config: OrchestratorConfig, kinds: list[str], arguments: list[str]) -> None:
-        """`kinds`: "cpu" or "cuda", of the device of each worker."""
+    def __init__(
+        self,
+        config: OrchestratorConfig,
+        kinds: list[str],
+        arguments: list[str],
+        token_file: Path,
+        inherited: tuple[int, ...],
+    ) -> None:
+        """
+        Args:
+            kinds: "cpu" or "cuda", of the device of each worker.
+            token_file: of the join token, as the children see it.
+            inherited: open files that they need for that.
+        """
         self._config = config
         self._kinds = kinds
         self._arguments = arguments
+        self._join = ["--join-token-file", str(token_file)]
+        self._inherited = inherited
         self._supervisor = Supervisor()
         self._stop, self._kill = asyncio.Event(), asyncio.Event()
-        #: HOST:PORT of the coordinator's gRPC server, once it listens; and of HTTP.
-        self._grpc = self._http = ""
+        #: HOST:PORT of the coordinator's gRPC server, once it listens; of HTTP; and where its own workers register, if
+        #: not with all others.
+        self._grpc = self._http = self._members = ""
         self._listening = asyncio.Event()
         self._was_ready = False
         #: Exit code of a worker that can't run as configured.
@@ -100,7 +148,7 @@ class _Parent:
         (self._kill if self._stop.is_set() else self._stop).set()
 
     async def _keep_coordinator(self) -> int:
-        child = Child("coordinator", self._coordinator_arguments, {})
+        child = Child("coordinator", self._coordinator_arguments, {}, files=self._inherited)
         return await self._supervisor.keep(
             child,
             # Before it listens for the first time its failure is the user's to mend: a taken port, a bad flag.
@@ -111,6 +159,11 @@ class _Parent:
     def _coordinator_arguments(self) -> list[str]:
         """As `serve` was called; a restarted one gets the ports that the first one found."""
         arguments = ["coordinator", *self._arguments[self._arguments.index("serve") + 1 :], "--stop-workers"]
+        arguments += self._join
+        if (
+            self._config.tls.serves
+        ):  # its own workers need no certificates: nothing of theirs leaves the machine
+            arguments += ["--member-port", self._members.rpartition(":")[2] or "0"]
         if self._grpc:
             arguments += ["--grpc-port", self._grpc.rpartition(":")[2]]
             arguments += ["--http-port", self._http.rpartition(":")[2]]
@@ -122,7 +175,7 @@ class _Parent:
             kind, _, rest = line.partition(" ")
             if kind == "listening":
                 fields = dict(word.split("=", 1) for word in rest.split())
-                self._grpc, self._http = fields["grpc"], fields["http"]
+                self._grpc, self._http, self._members = fields["grpc"], fields["http"], fields["members"]
                 self._listening.set()
             elif self._was_ready:
                 log.warning("coordinator_back", ready=rest)
@@ -133,18 +186,21 @@ class _Parent:
 
     async def _keep_worker(self, name: str) -> None:
         names = self._worker_names
-        arguments = ["-m", "ryzanstein_shard_worker", "shard-worker", "--coordinator", self._grpc]
+        arguments = ["-m", "ryzanstein_shard_worker", "shard-worker", *self._join]
+        arguments += ["--coordinator", self._members or self._grpc]
         number = names.index(name)
         device = "cpu" if self._kinds[number] == "cpu" else f"cuda:{number}"
         arguments += ["--worker-id", name, "--device", device]
         threads = self._config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // len(names))
-        host = "127.0.0.1" if is_loopback(self._config.host) else self._config.host
-        arguments += ["--cpu-threads", str(threads), "--host", host]
-        if self._config.insecure:
-            arguments.append("--insecure")
+        # All of the group is on this machine: whatever the coordinator listens on, nobody else needs to reach them.
+        arguments += ["--cpu-threads", str(threads), "--host", "127.0.0.1"]
         # Libraries would otherwise start a thread for each processor in every worker.
         environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        child = Child(name, lambda: arguments, environment, self._restart_after_s)
+        # What the environment sets is meant for `serve`: its certificate, its host, its file of flags. Empty is unset.
+        environment |= {
+            name: "" for name in os.environ if name.startswith(ENVIRONMENT_PREFIX) and name not in _FOR_ALL
+        }
+        child = Child(name, lambda: arguments, environment, self._restart_after_s, self._inherited)
         leaves = asyncio.Event()
 
         async def follow(reader: int) -> None:

@@ -10,43 +10,31 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-import grpc
 import structlog
 from fastapi import FastAPI
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from ryzanstein import __version__, failpoints
 from ryzanstein.program import announce
 from ryzanstein.service_manager import ServiceManager
-from ryzanstein.v1 import (
-    cluster_pb2,
-    cluster_pb2_grpc,
-    inference_pb2,
-    inference_pb2_grpc,
-    operations_pb2,
-    operations_pb2_grpc,
-)
-from ryzanstein.wire import SERVER_OPTIONS, StatusInterceptor
 
 from .cluster_metrics import ClusterCollector
-from .cluster_service import ClusterServicer
 from .config import OrchestratorConfig
 from .dashboard import dashboard_routes
 from .epoch_store import EpochStore
 from .front_door import FrontDoor
-from .health_service import HealthServicer
+from .grpc_servers import GrpcServers
+from .guards import HttpGuard
 from .http_operations import operations_routes
-from .http_server import HttpServer, ListenError, address, bind
+from .http_server import HttpServer, address, bind
 from .intake import Intake
 from .metrics import Metrics
 from .openai import Edge, install_errors, openai_routes
-from .operations_service import OperationsServicer
 from .orchestrator import MultiGPUOrchestrator
 from .prompts import ModelFacts
-from .rendezvous import RendezvousServicer, RendezvousStore
+from .rendezvous import RendezvousStore
 from .request_log import SqliteRequestLog
 from .router import Router, RouterConfig
+from .security import Security
 from .served_model import ServedModel, read_served_model
 from .service import InferenceServicer
 from .service_report import report
@@ -54,13 +42,6 @@ from .state_dir import StateError, own
 from .tokenization import read_tokenizer
 
 log = structlog.get_logger(__name__)
-
-_INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
-_OTHERS = (
-    cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"].full_name,
-    cluster_pb2.DESCRIPTOR.services_by_name["RendezvousService"].full_name,
-    operations_pb2.DESCRIPTOR.services_by_name["OperationsService"].full_name,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +107,7 @@ async def _serving(
     config: OrchestratorConfig, model: ServedModel, make_way: asyncio.Event
 ) -> AsyncIterator[_Parts]:
     """All parts, wired and running; closed in the opposite order. With `make_way` set, for a successor."""
+    security = Security(config)
     tokenizer = read_tokenizer(config.model_dir)
     try:
         store = EpochStore(config.state_dir)
@@ -135,7 +117,13 @@ async def _serving(
     metrics = Metrics()
     rendezvous = RendezvousStore()
     orchestrator = MultiGPUOrchestrator(
-        config, model, store, rendezvous=rendezvous, observer=metrics, activity=metrics.activity
+        config,
+        model,
+        store,
+        rendezvous=rendezvous,
+        observer=metrics,
+        activity=metrics.activity,
+        lines=security,
     )
     metrics.registry.register(ClusterCollector(orchestrator))
     router = Router(
@@ -160,16 +148,8 @@ async def _serving(
 
     intake = Intake(facts, tokenizer)
     front_door = FrontDoor(intake=intake, router=router, log=request_log, metrics=metrics)
-    grpc_server = _grpc_server(orchestrator, rendezvous, InferenceServicer(front_door, intake))
-    # gRPC writes its own lines to standard error when it can't bind: a taken port is found before it tries.
-    bind(config.host, config.grpc_port, flag="--grpc-port").close()
-    try:
-        grpc_port = grpc_server.add_insecure_port(address(config.host, config.grpc_port))
-    except RuntimeError:
-        raise ListenError(
-            f"can't listen on {address(config.host, config.grpc_port)}: it is in use or not of this machine; "
-            "choose another --grpc-port"
-        ) from None
+    inference = InferenceServicer(front_door, intake, owner_of=security.owner_of)
+    servers = GrpcServers(config, security, orchestrator, rendezvous, inference)
     listener = bind(config.host, config.http_port, flag="--http-port")
     # FastAPI's own pages load their scripts from elsewhere; /openapi.json stays.
     app = FastAPI(title="Ryzanstein", version=__version__, docs_url=None, redoc_url=None)
@@ -177,7 +157,10 @@ async def _serving(
     app.include_router(dashboard_routes())
     app.include_router(operations_routes(orchestrator, metrics))
     app.include_router(openai_routes(front_door, intake))
-    http_server = HttpServer(Edge(app), listener)
+    guarded = HttpGuard(app, security.keys, security.refusals)
+    http_server = HttpServer(
+        Edge(guarded), listener, security.tls.http_context() if security.tls.serves else None
+    )
     async with asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as closing:
         # Whatever fails on the way, each of these ends; the last one first.
         closing.push_async_callback(request_log.close)
@@ -188,8 +171,8 @@ async def _serving(
         closing.callback(watching.cancel)
         serving = tasks.create_task(http_server.run_until_stopped(), name="http")
         closing.push_async_callback(_stop_http, http_server, serving)
-        closing.push_async_callback(grpc_server.stop, 0.5)
-        await grpc_server.start()
+        closing.push_async_callback(servers.stop, 0.5)
+        await servers.start()
 
         async def close_orchestrator(defect: type[BaseException] | None, *_: object) -> None:
             # After a defect another coordinator is about to come, and the workers wait for it with their weights.
@@ -198,9 +181,10 @@ async def _serving(
 
         closing.push_async_exit(close_orchestrator)
         closing.callback(router.close)
-        http_address = address(config.host, listener.getsockname()[1])
-        addresses = f"grpc={address(config.host, grpc_port)} http=http://{http_address}"
-        announce(f"listening {addresses}")
+        scheme = "https" if security.tls.serves else "http"
+        http_address = f"{scheme}://{address(config.host, listener.getsockname()[1])}"
+        addresses = f"grpc={address(config.host, servers.port)} http={http_address}"
+        announce(f"listening {addresses} members={servers.member_address or ''}")
         log.info("listening", addresses=addresses, model=model.name)
         yield _Parts(orchestrator, front_door, addresses)
 
@@ -208,28 +192,6 @@ async def _serving(
 async def _stop_http(server: HttpServer, serving: asyncio.Task[None]) -> None:
     server.stop()
     await serving
-
-
-def _grpc_server(
-    orchestrator: MultiGPUOrchestrator, rendezvous: RendezvousStore, inference: InferenceServicer
-) -> grpc.aio.Server:
-    """All services on one server, which is not started."""
-    server = grpc.aio.server(
-        interceptors=[
-            StatusInterceptor(lambda method, error: log.error("internal", method=method, exc_info=error))
-        ],
-        options=SERVER_OPTIONS,
-    )
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
-    cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(orchestrator), server)
-    cluster_pb2_grpc.add_RendezvousServiceServicer_to_server(RendezvousServicer(rendezvous), server)
-    operations_pb2_grpc.add_OperationsServiceServicer_to_server(OperationsServicer(orchestrator), server)
-    health_pb2_grpc.add_HealthServicer_to_server(
-        HealthServicer(orchestrator.readiness, inference=_INFERENCE, others=_OTHERS), server
-    )
-    health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-    reflection.enable_server_reflection((_INFERENCE, *_OTHERS, health_name, reflection.SERVICE_NAME), server)
-    return server
 
 
 async def _tell_when_ready(parts: _Parts) -> None:

@@ -55,6 +55,8 @@ class Child:
     environment: dict[str, str]
     #: It is not started again sooner than so long after its end; asked again whenever another child ends.
     restart_after_s: Callable[[], float] = lambda: 0.0
+    #: Open files that it inherits, under the same numbers.
+    files: tuple[int, ...] = ()
 
 
 #: What a child announced just before its end is still heard. Longer only if a process of its own holds the pipe open.
@@ -157,7 +159,7 @@ class Supervisor:
                 *child.arguments(),
                 stdin=asyncio.subprocess.DEVNULL,
                 env={**os.environ, **child.environment, ANNOUNCE_FD: str(writer)},
-                pass_fds=(writer,),
+                pass_fds=(writer, *child.files),
                 # Ctrl-C goes to the parent alone, which then drains in order.
                 start_new_session=True,
                 preexec_fn=functools.partial(_die_with_parent, os.getpid()),

@@ -63,6 +63,8 @@ class WorkerRecord:
     host_id: str = ""
     pid: int = 0
     address: str = ""
+    #: Its server speaks TLS.
+    tls: bool = False
     device: DeviceRecord = DeviceRecord()
     release: str = ""
     cpu_threads: int = 0

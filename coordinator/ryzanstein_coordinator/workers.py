@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 
@@ -16,16 +15,35 @@ from .worker_record import WorkerRecord
 
 T = TypeVar("T")
 
-#: Makes a channel to HOST:PORT; where TLS comes in.
-Connect = Callable[[str], grpc.aio.Channel]
 
 #: Drain only tells the worker; it answers at once.
 DRAIN_TIMEOUT_S = 2.0
 
 
-def connect_insecure(address: str) -> grpc.aio.Channel:
-    """A channel without encryption."""
-    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+class Lines(Protocol):
+    """How workers are reached."""
+
+    def connect(self, worker: WorkerRecord) -> grpc.aio.Channel:
+        """A channel to a worker. Raises StatusError: there is no way to this one."""
+
+    def stub_channel(self, channel: grpc.aio.Channel) -> grpc.aio.Channel:
+        """What a stub is made with: the channel, or something that adds to each of its calls."""
+
+    def generation(self) -> int:
+        """Grows when a channel that was made before should be made again."""
+
+
+class PlainLines:
+    """Without encryption and proof."""
+
+    def connect(self, worker: WorkerRecord) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(worker.address, options=CHANNEL_OPTIONS)
+
+    def stub_channel(self, channel: grpc.aio.Channel) -> grpc.aio.Channel:
+        return channel
+
+    def generation(self) -> int:
+        return 0
 
 
 class CallError(Exception):
@@ -58,6 +76,8 @@ class WorkerConnection:
     worker_id: str
     incarnation: str
     address: str
+    #: Of the `Lines` that it was made by.
+    generation: int
     channel: grpc.aio.Channel
     stub: shard_worker_pb2_grpc.ShardWorkerServiceAsyncStub
 
@@ -83,25 +103,28 @@ class WorkerConnection:
 class Workers:
     """All connections, by worker id. A new process of a worker takes the place of the old one."""
 
-    def __init__(self, connect: Connect = connect_insecure) -> None:
-        self._connect = connect
+    def __init__(self, lines: Lines | None = None) -> None:
+        self._lines = lines or PlainLines()
         self._connections: dict[str, WorkerConnection] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def open(self, worker: WorkerRecord) -> None:
-        """Connects to the worker's process, unless that is done already. Returns at once."""
+        """Connects to the worker's process, unless that is done already. Returns at once.
+
+        Raises:
+            StatusError: there is no way to this worker.
+        """
         known = self._connections.get(worker.worker_id)
+        identity = (worker.incarnation, worker.address, self._lines.generation())
+        if known is not None and (known.incarnation, known.address, known.generation) == identity:
+            return
+        channel = self._lines.connect(worker)
         if known is not None:
-            if (known.incarnation, known.address) == (worker.incarnation, worker.address):
-                return
             self.drop(worker.worker_id, known.incarnation)
-        channel = self._connect(worker.address)
         channel.get_state(try_to_connect=True)  # the first call in an emergency must not wait for it
         stub: shard_worker_pb2_grpc.ShardWorkerServiceAsyncStub
-        stub = shard_worker_pb2_grpc.ShardWorkerServiceStub(channel)
-        self._connections[worker.worker_id] = WorkerConnection(
-            worker.worker_id, worker.incarnation, worker.address, channel, stub
-        )
+        stub = shard_worker_pb2_grpc.ShardWorkerServiceStub(self._lines.stub_channel(channel))
+        self._connections[worker.worker_id] = WorkerConnection(worker.worker_id, *identity, channel, stub)
 
     def of(self, worker_id: str, incarnation: str) -> WorkerConnection | None:
         """The connection to just this process."""

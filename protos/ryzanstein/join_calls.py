@@ -8,6 +8,7 @@ from typing import Any, cast
 import grpc
 
 from .join_proof import PROOF_KEY, JoinTokens, ProofVerifier, Role
+from .secret_files import WatchedFiles
 from .tls import TlsFiles
 from .wire import CHANNEL_OPTIONS, StatusError, refused_handler
 
@@ -24,6 +25,14 @@ class Dialer:
         self._role = role
         self._tls = tls or TlsFiles()
         self._tokens = tokens
+        self._files = WatchedFiles(self._tls.paths)
+        self._generation = 0
+
+    def generation(self) -> int:
+        """Grows when the files have changed: a channel of an older one shows an old certificate when it reconnects."""
+        if self._files.changed():
+            self._generation += 1
+        return self._generation
 
     @property
     def encrypts(self) -> bool:

@@ -14,12 +14,13 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-import grpc
+from typing import TYPE_CHECKING, Any, cast
 
 from .secret_files import Watched, read_secret
 from .settings import SettingsError
+
+if TYPE_CHECKING:  # `ryzanstein --help` reads the flags, and must not wait for gRPC
+    import grpc
 
 
 class TlsError(SettingsError):
@@ -80,6 +81,8 @@ class TlsFiles:
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """For gRPC servers, grpc.aio's too. Only if `serves`; raises TlsError, SecretFileError."""
+        import grpc
+
         watched = Watched(self._server_configuration, self.paths)
         last = initial = watched.get()
 
@@ -99,6 +102,8 @@ class TlsFiles:
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """For a channel, with the files as they are now. Only with a `server_ca_file`; raises TlsError,
         SecretFileError."""
+        import grpc
+
         assert self.server_ca_file is not None, "there is nobody to vouch for the server"
         key, chain = self.key_pair() or (None, None)
         return grpc.ssl_channel_credentials(
@@ -120,6 +125,8 @@ class TlsFiles:
         return context
 
     def _server_configuration(self) -> grpc.ServerCertificateConfiguration:
+        import grpc
+
         pair = self.key_pair()
         assert pair is not None, "a server without a certificate"
         roots = self.client_ca_file and read_authorities(self.client_ca_file, "--tls-client-ca-file")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from ryzanstein.tls import TlsFiles
 
 _WORKER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}\Z")
 _DEVICE = re.compile(r"(cpu|cuda:\d+)\Z")
@@ -40,7 +42,10 @@ class DistributedConfig:
     keep_alive_s: float = 0.1
     #: Most time that running streams get when this worker is told to stop and nobody takes its rank.
     drain_timeout_s: float = 30.0
-    #: Accepts a `host` that other machines reach although nothing is encrypted or authenticated.
+    #: What the coordinator and its workers know, and nobody else. See `ryzanstein.join_proof`.
+    join_token_file: Path | None = None
+    tls: TlsFiles = field(default_factory=TlsFiles)
+    #: Accepts a `host` that other machines reach although not everything is protected.
     insecure: bool = False
 
     def __post_init__(self) -> None:
@@ -68,9 +73,16 @@ class DistributedConfig:
         if self.model_dir is not None and not self.model_dir.is_dir():
             raise ConfigError(f"--model-dir: {self.model_dir} is not a directory")
         if not self.insecure and not is_loopback(self.host):
+            self._check_protected()
+
+    def _check_protected(self) -> None:
+        missing = [] if self.tls.serves else ["--tls-cert-file and --tls-key-file"]
+        if self.join_token_file is None and self.tls.client_ca_file is None:
+            missing.append("--join-token-file or --tls-client-ca-file")
+        if missing:
             raise ConfigError(
-                f"--host: {self.host} is open to other machines without encryption; "
-                "use 127.0.0.1, or add --insecure in a network that you trust"
+                f"--host: {self.host} is open to other machines; give {' and '.join(missing)}, "
+                "or use 127.0.0.1, or add --insecure in a network that you trust"
             )
 
 

@@ -16,11 +16,13 @@ from ryzanstein import failpoints
 from ryzanstein.logs import configure_logging
 from ryzanstein.program import EXIT_FAILED, ConfigFile
 from ryzanstein.service_manager import ServiceManager
+from ryzanstein.tls import TlsFiles
 
 from .checkpoint.command import register_shard_command
 
 if TYPE_CHECKING:  # torch is imported by the commands, not by `ryzanstein --help`
     from .config import DistributedConfig
+    from .security import WorkerSecurity
     from .service import ShardWorkerServicer
 
 
@@ -49,7 +51,28 @@ def shard_worker(
     drain_timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="most time that running streams get at the end")
     ] = 30.0,
-    insecure: Annotated[bool, typer.Option(help="listen on an address that other machines reach")] = False,
+    join_token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="what the coordinator and its workers know; one line")
+    ] = None,
+    tls_cert_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="this worker's certificate (PEM), shown to whoever it calls too"),
+    ] = None,
+    tls_key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="its private key (PEM)")] = None,
+    tls_client_ca_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="the coordinator must show a certificate of these authorities"),
+    ] = None,
+    tls_ca_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="encrypt, and check the coordinator's server against these authorities; default: the clients'",
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option(help="listen on an address that other machines reach, not or half protected")
+    ] = False,
     config: ConfigFile = None,
 ) -> None:
     """Serve one shard of the model: register with the coordinator and wait for its orders."""
@@ -72,6 +95,13 @@ def shard_worker(
                 model_dir=model_dir,
                 cpu_threads=cpu_threads or len(os.sched_getaffinity(0)),
                 drain_timeout_s=drain_timeout,
+                join_token_file=join_token_file,
+                tls=TlsFiles(
+                    cert_file=tls_cert_file,
+                    key_file=tls_key_file,
+                    client_ca_file=tls_client_ca_file,
+                    ca_file=tls_ca_file,
+                ),
                 insecure=insecure,
             ),
             manager,
@@ -91,22 +121,18 @@ async def run(config: DistributedConfig, manager: ServiceManager) -> None:
     Raises:
         WorkerError: the port is taken, the coordinator refuses this worker, or its engine has a defect.
         DeviceError: there is no such device.
+        SecretFileError, TlsError: a file can't be used.
     """
-    import grpc
-    import structlog
-
-    from ryzanstein.wire import SERVER_OPTIONS, StatusInterceptor
-
     from .device_health import DeviceWatch, open_probe
     from .engine import Engine
     from .giving_up import give_up, give_up_with_device
     from .leaving import Departure
     from .membership import Membership, RefusedError
     from .process_groups import ProcessGroupManager
+    from .security import WorkerSecurity
     from .service import ShardWorkerServicer
     from .service_report import report
 
-    log = structlog.get_logger(__name__)
     loop = asyncio.get_running_loop()
 
     def changed() -> None:
@@ -118,7 +144,8 @@ async def run(config: DistributedConfig, manager: ServiceManager) -> None:
         servicer.group_changed()
         membership.changed()
 
-    groups = ProcessGroupManager(config.coordinator, host=config.host)
+    security = WorkerSecurity(config)
+    groups = ProcessGroupManager(config.coordinator, host=config.host, dialer=security.dialer)
     groups.prepare()
     engine = Engine(
         config,
@@ -128,17 +155,18 @@ async def run(config: DistributedConfig, manager: ServiceManager) -> None:
     )
     device_failed = asyncio.Event()
     watch = DeviceWatch(open_probe(config.device), on_failure=lambda: _call(loop, device_failed.set))
-    membership = Membership(config, engine, health=lambda: watch.reading, named_epoch=lambda: servicer.epoch)
+    membership = Membership(
+        config,
+        engine,
+        health=lambda: watch.reading,
+        named_epoch=lambda: servicer.epoch,
+        dialer=security.dialer,
+    )
 
     departure = Departure(engine, membership, manager, timeout_s=config.drain_timeout_s)
     servicer = ShardWorkerServicer(engine, on_drain=departure.told, on_stuck=give_up)
-    server = grpc.aio.server(
-        interceptors=[
-            StatusInterceptor(lambda method, error: log.error("internal", method=method, exc_info=error))
-        ],
-        options=SERVER_OPTIONS,
-    )
-    port = _listen(server, servicer, config)
+    server = security.server()
+    port = _listen(server, servicer, config, security)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, departure.asked, signal.Signals(number).name)
     engine.start()
@@ -167,18 +195,19 @@ async def _cancel(*tasks: asyncio.Future[Any]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _listen(server: Any, servicer: ShardWorkerServicer, config: DistributedConfig) -> int:
+def _listen(
+    server: Any, servicer: ShardWorkerServicer, config: DistributedConfig, security: WorkerSecurity
+) -> int:
     """→ the port."""
     from ryzanstein.v1 import shard_worker_pb2_grpc
 
     shard_worker_pb2_grpc.add_ShardWorkerServiceServicer_to_server(servicer, server)
     try:
-        port: int = server.add_insecure_port(f"{config.host}:{config.port}")
+        return security.listen(server, f"{config.host}:{config.port}")
     except RuntimeError as error:
         raise WorkerError(
             f"can't listen on {config.host}:{config.port}: {error}; choose another --port"
         ) from None
-    return port
 
 
 async def _first_of(

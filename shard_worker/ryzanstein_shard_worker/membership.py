@@ -14,8 +14,10 @@ import structlog
 import torch
 
 from ryzanstein import NUMERICS_VERSION, WIRE_VERSION, __version__
+from ryzanstein.join_calls import Dialer
+from ryzanstein.join_proof import Role
+from ryzanstein.settings import SettingsError
 from ryzanstein.v1 import cluster_pb2, cluster_pb2_grpc
-from ryzanstein.wire import CHANNEL_OPTIONS
 
 from .config import DistributedConfig
 from .device import describe, host_id, peak_bytes, used_bytes
@@ -39,9 +41,11 @@ class Membership:
         *,
         health: Callable[[], DeviceReading],
         named_epoch: Callable[[], int] = lambda: 0,
+        dialer: Dialer | None = None,
     ) -> None:
         """`health`: what the device said last. `named_epoch`: the highest epoch that calls to this worker have named,
-        which may be ahead of the heartbeats."""
+        which may be ahead of the heartbeats. `dialer`: how the coordinator is called; None: without any proof."""
+        self._dialer = dialer or Dialer(Role.WORKER)
         self._config = config
         self._engine = engine
         self._named_epoch = named_epoch
@@ -56,6 +60,8 @@ class Membership:
         self.highest_epoch = 0
         #: The coordinator has registered this process, and the stream of its heartbeats stands.
         self.connected = False
+        #: It has been registered before.
+        self._taken = False
 
     def changed(self) -> None:
         """Something happened that the coordinator should know now, not at the next beat. Call in the loop's thread."""
@@ -76,10 +82,8 @@ class Membership:
         attempt = 0
         while True:
             try:
-                async with grpc.aio.insecure_channel(
-                    self._config.coordinator, options=CHANNEL_OPTIONS
-                ) as channel:
-                    stub = cluster_pb2_grpc.ClusterServiceStub(channel)
+                async with self._dialer.aio(self._config.coordinator, tls=self._dialer.encrypts) as channel:
+                    stub = cluster_pb2_grpc.ClusterServiceStub(self._dialer.proving(channel))
                     # Calls of an older epoch are refused here: a coordinator that was started again must know.
                     registration.highest_epoch = max(self.highest_epoch, self._named_epoch())
                     reply = await stub.Register(registration, timeout=5.0)
@@ -87,20 +91,31 @@ class Membership:
                         "registered", coordinator=self._config.coordinator, worker=self._config.worker_id
                     )
                     attempt = 0
-                    self.connected = True
+                    self.connected = self._taken = True
                     await self._beat(stub, reply.heartbeat_interval_s)
             except grpc.aio.AioRpcError as error:
-                if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT):
+                if self._is_final(error.code()):
                     raise RefusedError(error.details() or "the coordinator refused this worker") from None
                 if attempt == 0:  # on change, not on every try
                     log.warning(
                         "coordinator_away",
                         coordinator=self._config.coordinator,
                         status=error.code().name.lower(),
+                        reason=error.details(),
                     )
+            except SettingsError as error:  # a certificate that is being replaced: the weights stay meanwhile
+                if attempt == 0:
+                    log.warning("coordinator_not_called", reason=str(error))
             self.connected = False
             attempt += 1
-            await asyncio.sleep(min(0.05 * 2 ** min(attempt, 3), 0.25))
+            # A restarted coordinator is back within a second or two, and streams wait for this worker.
+            await asyncio.sleep(0.1 if attempt < 50 else 0.25)
+
+    def _is_final(self, status: grpc.StatusCode) -> bool:
+        """Whether trying again can't help. A worker that was a member before keeps its weights while tokens change."""
+        if status is grpc.StatusCode.UNAUTHENTICATED:
+            return not self._taken
+        return status in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT)
 
     async def _beat(self, stub: cluster_pb2_grpc.ClusterServiceAsyncStub, interval_s: float) -> None:
         """One heartbeat stream, until either side ends it."""
@@ -172,6 +187,7 @@ class Membership:
             host_id=host_id(),
             pid=os.getpid(),
             address=address,
+            tls=self._config.tls.serves,
             device=describe(self._device),
             versions=cluster_pb2.Versions(
                 release=__version__,

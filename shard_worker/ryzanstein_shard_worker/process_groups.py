@@ -11,8 +11,10 @@ import grpc
 import structlog
 import torch
 
+from ryzanstein.join_calls import Dialer
+from ryzanstein.join_proof import Role
+from ryzanstein.settings import SettingsError
 from ryzanstein.v1 import cluster_pb2, cluster_pb2_grpc, shard_worker_pb2
-from ryzanstein.wire import CHANNEL_OPTIONS
 
 from .communication.errors import CommunicationError
 from .communication.forming import GroupFormer
@@ -63,19 +65,20 @@ class ProcessGroupManager:
         coordinator: str,
         *,
         host: str,
-        credentials: grpc.ChannelCredentials | None = None,
+        dialer: Dialer | None = None,
     ) -> None:
         """
         Args:
             coordinator: HOST:PORT of its gRPC server, where the ranks find each other.
             host: this worker's address towards the other ranks; nothing listens on another one.
-            credentials: of the coordinator's server; None: not encrypted.
+            dialer: how the coordinator is called; None: without encryption and proof.
         """
         self._coordinator = coordinator
         self._host = host
-        self._credentials = credentials
+        self._dialer = dialer or Dialer(Role.WORKER)
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
+        self._channel_generation = 0
         self._first_call: grpc.Future[Any] | None = None  # cancelled if nobody holds it
         self._store: CoordinatorStore | None = None
         self._group: Group | None = None
@@ -86,7 +89,7 @@ class ProcessGroupManager:
         """Connects to the coordinator in the background and loads the native library: the first join is faster."""
         load_library()
         with self._lock:
-            stub = cluster_pb2_grpc.RendezvousServiceStub(self._connection())
+            stub = cluster_pb2_grpc.RendezvousServiceStub(self._dialer.proving(self._connection()))
             # It will be refused, over a connection that stays. Whether there is one the first join will tell.
             self._first_call = stub.CheckValues.future(
                 cluster_pb2.CheckValuesRequest(), timeout=10.0, wait_for_ready=True
@@ -127,7 +130,9 @@ class ProcessGroupManager:
             if self._aborts != seen:
                 raise _join_error(request, f"aborted: {self._abort_reason}")
             store = CoordinatorStore(
-                self._connection(), attempt, deadline=started_at + request.join_timeout_s
+                self._dialer.proving(self._connection()),
+                attempt,
+                deadline=started_at + request.join_timeout_s,
             )
             self._store = store
         if len(request.members) == 1:
@@ -212,14 +217,21 @@ class ProcessGroupManager:
         return group
 
     def _connection(self) -> grpc.Channel:
-        if self._channel is None:
-            if self._credentials is None:
-                self._channel = grpc.insecure_channel(self._coordinator, options=CHANNEL_OPTIONS)
-            else:
-                self._channel = grpc.secure_channel(
-                    self._coordinator, self._credentials, options=CHANNEL_OPTIONS
-                )
-        return self._channel
+        """A channel that stays, unless the certificate that it shows has been renewed meanwhile."""
+        generation = self._dialer.generation()
+        if self._channel is not None and generation == self._channel_generation:
+            return self._channel
+        try:
+            channel = self._dialer.sync(self._coordinator, tls=self._dialer.encrypts)
+        except SettingsError as error:
+            if self._channel is None:
+                raise
+            log.warning("certificate_not_taken", reason=str(error))
+            return self._channel
+        if self._channel is not None:
+            self._channel.close()
+        self._channel, self._channel_generation = channel, generation
+        return channel
 
     def _listening_host(self, request: shard_worker_pb2.JoinGroupRequest) -> str:
         """Where this rank listens for the others: never on every interface."""

@@ -200,6 +200,18 @@ class Cluster(Program):
         loaded: dict[str, Any] = json.loads(body)
         return loaded
 
+    def join_token_file(self, directory: Path) -> Path:
+        """A copy of the token that `serve` made for its own, which only a process of the same user can read."""
+        for child in self.children():
+            words = child.cmdline()
+            if "coordinator" in words and "--join-token-file" in words:
+                descriptor = Path(words[words.index("--join-token-file") + 1]).name
+                copy = directory / "join-token"
+                copy.write_bytes(Path(f"/proc/{child.pid}/fd/{descriptor}").read_bytes())
+                copy.chmod(0o600)
+                return copy
+        raise AssertionError("no coordinator runs")
+
     def workers(self) -> list[dict[str, Any]]:
         """Those that have a rank, in the order of the ranks."""
         placed = [worker for worker in self.snapshot()["workers"] if worker["rank"] is not None]

@@ -206,7 +206,8 @@ def test_a_worker_with_another_checkpoint_is_refused_and_the_others_go_on(
     other = make_checkpoint(tmp_path / "other", tokenizer=True)
     with Program(
         "shard-worker", "--coordinator", two_ranks.grpc, "--worker-id", "stranger", "--device", "cpu",
-        "--cpu-threads", "1", "--model-dir", str(other), module="ryzanstein_shard_worker",
+        "--cpu-threads", "1", "--model-dir", str(other),
+        "--join-token-file", str(two_ranks.join_token_file(tmp_path)), module="ryzanstein_shard_worker",
     ):  # fmt: skip
         two_ranks.wait_for(lambda s: any(w["id"] == "stranger" for w in s["workers"]), "it registers")
         assert client.generate("Q:", max_tokens=3).token_ids

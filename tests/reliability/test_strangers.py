@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import psutil
 import pytest
 
 from ryzanstein import NUMERICS_VERSION, WIRE_VERSION
+from ryzanstein.join_calls import Dialer
+from ryzanstein.join_proof import JoinTokens, Role
 from ryzanstein.v1 import cluster_pb2, cluster_pb2_grpc, shard_worker_pb2, shard_worker_pb2_grpc
 from ryzanstein_client import AsyncClient
 from tests.checkpoints import make_checkpoint
@@ -29,9 +32,16 @@ def address_of(pid: int) -> str:
 
 
 @pytest.fixture
-def leader(scene: Scene) -> Iterator[Any]:
-    with grpc.insecure_channel(address_of(scene.worker(0)["pid"])) as channel:
-        yield shard_worker_pb2_grpc.ShardWorkerServiceStub(channel)
+def token_file(scene: Scene, tmp_path: Path) -> Path:
+    """With it a caller is one of the cluster: these are not refused because they are strangers."""
+    return scene.cluster.join_token_file(tmp_path)
+
+
+def leader_of(scene: Scene, token_file: Path, channels: ExitStack) -> Any:
+    """Called as its coordinator does it."""
+    dialer = Dialer(Role.COORDINATOR, tokens=JoinTokens.from_file(token_file))
+    channel = channels.enter_context(dialer.sync(address_of(scene.worker(0)["pid"]), tls=False))
+    return shard_worker_pb2_grpc.ShardWorkerServiceStub(dialer.proving(channel))
 
 
 OLD_MESSAGES: dict[str, Callable[[Any], Any]] = {
@@ -45,18 +55,15 @@ OLD_MESSAGES: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("message", OLD_MESSAGES)
 def test_a_message_of_an_old_epoch_is_refused_with_the_reason(
-    scene: Scene, leader: Any, message: str
+    scene: Scene, token_file: Path, message: str
 ) -> None:
     if scene.epoch == 1:  # so that there is a past
         psutil.Process(scene.worker(1)["pid"]).kill()
         scene.recovered(1)
         scene.whole()
-        leader = shard_worker_pb2_grpc.ShardWorkerServiceStub(
-            grpc.insecure_channel(address_of(scene.worker(0)["pid"]))
-        )
     epoch = scene.epoch
-    with pytest.raises(grpc.RpcError) as refused:
-        OLD_MESSAGES[message](leader)
+    with ExitStack() as channels, pytest.raises(grpc.RpcError) as refused:
+        OLD_MESSAGES[message](leader_of(scene, token_file, channels))
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert "epoch 1" in (refused.value.details() or "")
     assert str(epoch) in (refused.value.details() or "")
@@ -68,11 +75,12 @@ def test_a_message_of_an_old_epoch_is_refused_with_the_reason(
     ("wire", "numerics"), [(WIRE_VERSION + 1, NUMERICS_VERSION), (WIRE_VERSION, NUMERICS_VERSION + 1)]
 )
 def test_a_worker_of_another_version_is_refused_with_the_reason(
-    scene: Scene, wire: int, numerics: int
+    scene: Scene, token_file: Path, wire: int, numerics: int
 ) -> None:
     epoch = scene.epoch
-    with grpc.insecure_channel(scene.cluster.grpc) as channel, pytest.raises(grpc.RpcError) as refused:
-        cluster_pb2_grpc.ClusterServiceStub(channel).Register(
+    dialer = Dialer(Role.WORKER, tokens=JoinTokens.from_file(token_file))
+    with dialer.sync(scene.cluster.grpc, tls=False) as channel, pytest.raises(grpc.RpcError) as refused:
+        cluster_pb2_grpc.ClusterServiceStub(dialer.proving(channel)).Register(
             cluster_pb2.RegisterRequest(
                 worker_id="stranger",
                 incarnation="1",
@@ -91,12 +99,13 @@ def test_a_worker_of_another_version_is_refused_with_the_reason(
 
 
 def test_a_worker_with_another_checkpoint_is_refused_and_disturbs_nobody(
-    scene: Scene, tmp_path: Path
+    scene: Scene, token_file: Path, tmp_path: Path
 ) -> None:
     epoch = scene.epoch
     other = make_checkpoint(tmp_path / "other")
     arguments = ["shard-worker", "--coordinator", scene.cluster.grpc, "--model-dir", str(other)]
     arguments += ["--worker-id", "stranger", "--device", "cpu", "--cpu-threads", "1"]
+    arguments += ["--join-token-file", str(token_file)]
     with Program(*arguments, module="ryzanstein_shard_worker"):
         snapshot = scene.cluster.wait_for(
             lambda s: any(w["id"] == "stranger" and w["state"] == "failed" for w in s["workers"]),

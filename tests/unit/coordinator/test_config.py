@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from ryzanstein.tls import TlsFiles
 from ryzanstein_coordinator.config import ConfigError, OrchestratorConfig, default_state_dir
 
 from .cluster_builders import configuration
+
+TLS = TlsFiles(cert_file=Path("server.pem"), key_file=Path("server.key"))
 
 
 @pytest.mark.parametrize(
@@ -20,6 +23,7 @@ from .cluster_builders import configuration
         ({"device": "tpu"}, "--device: 'tpu'"),
         ({"dtype": "int3"}, "--dtype: 'int3'"),
         ({"max_model_len": 4}, "--max-model-len: 4"),
+        ({"max_decode_slowdown": 1.0}, "--max-decode-slowdown: 1.0 is not above 1"),
         ({"max_batched_tokens": 8}, "--max-batched-tokens: 8"),
         ({"memory_utilization": 0.0}, "--memory-utilization: 0.0"),
         ({"memory_utilization": 1.1}, "--memory-utilization: 1.1"),
@@ -32,7 +36,9 @@ from .cluster_builders import configuration
         ({"backoff_limit_s": 0.01}, "backoff_limit_s"),
         ({"host": "0.0.0.0"}, "--insecure"),
         ({"host": "127.example.org"}, "--insecure"),
-        ({"api_key_file": Path("keys")}, "--api-key-file: keys would protect nothing"),
+        ({"host": "0.0.0.0", "tls": TLS}, "give --api-key-file, or"),
+        ({"host": "0.0.0.0", "api_key_file": Path("keys")}, "give --tls-cert-file and --tls-key-file, or"),
+        ({"member_port": 65536}, "--member-port: 65536"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named(changes: dict[str, object], named: str) -> None:
@@ -41,8 +47,9 @@ def test_a_setting_that_cannot_work_is_named(changes: dict[str, object], named: 
     assert caught.value.exit_code == 2
 
 
-def test_an_open_host_needs_to_be_asked_for() -> None:
+def test_an_open_host_needs_to_be_asked_for_or_protected() -> None:
     assert configuration(host="0.0.0.0", insecure=True).host == "0.0.0.0"
+    assert configuration(host="0.0.0.0", tls=TLS, api_key_file=Path("keys")).host == "0.0.0.0"
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.10", "::1", "0:0:0:0:0:0:0:1"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -116,7 +117,7 @@ def test_a_worker_whose_rank_a_spare_can_take_is_started_when_the_streams_flow_a
     monkeypatch: pytest.MonkeyPatch, spares: int, running: set[str], after_s: float
 ) -> None:
     monkeypatch.setattr(Supervisor, "running", frozenset({"coordinator", *running}))
-    parent = _Parent(configuration(spares=spares), ["cpu"] * (2 + spares), ["serve"])
+    parent = _Parent(configuration(spares=spares), ["cpu"] * (2 + spares), ["serve"], Path("token"), ())
     assert parent._restart_after_s() == after_s
 
 
