@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 #: Numbers are over so many seconds: long enough for a steady figure, short enough to see a stall.
 WINDOW_S = 5
@@ -104,9 +104,11 @@ class Activity:
     # --- what is asked
 
     def recent(self) -> Point:
-        """The last whole seconds; the one that runs is left out, or every rate would begin low."""
+        """The last whole seconds (the one that runs is left out, or every rate would begin low), and the load now."""
         last = self._now().number - 1
-        return _point(self._between(last - WINDOW_S + 1, last))
+        running, waiting = self.counts()
+        point = _point(self._between(last - WINDOW_S + 1, last))
+        return replace(point, running=running, waiting=waiting, kv_cache_usage_ratio=self._kv_cache_usage)
 
     def points(self, seconds: int) -> list[Point]:
         """One for each of the last whole seconds, oldest first; fewer if this began later."""

@@ -35,7 +35,7 @@ function parse(block) {
 }
 
 /** Nothing for so long: the connection is dead, whatever the browser thinks of it. */
-const SILENCE_MS = 4000;
+const SILENCE_MS = 3000;
 const LONGEST_PAUSE_MS = 4000;
 
 /**
@@ -106,7 +106,7 @@ export class Follower {
       }
       this.#onState("lost", "it has closed the connection");
     } catch (error) {
-      this.#onState("lost", stop.signal.aborted ? "nothing came for 4 s" : String(error.message ?? error));
+      this.#onState("lost", stop.signal.aborted ? "nothing came for 3 s" : String(error.message ?? error));
     } finally {
       clearTimeout(watchdog);
       stop.abort();

@@ -38,7 +38,8 @@ export function durationParts(seconds) {
 
 /** `12 s ago`, `just now`. */
 export function ago(seconds) {
-  return seconds < 1.5 ? "just now" : `${duration(Math.round(seconds))} ago`;
+  if (seconds < 1.5) return "just now";
+  return seconds < 99.5 ? `${Math.round(seconds)} s ago` : `${duration(seconds)} ago`;
 }
 
 /** A rate: one decimal while it is small. */

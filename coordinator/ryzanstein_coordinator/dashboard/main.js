@@ -13,6 +13,8 @@ import { Workers } from "./workers.js";
 
 const PULSE_S = 0.25;
 const TICK_MS = 100;
+/** Without news for so long nobody knows how old the heartbeats are: it may be the coordinator that is away. */
+const TICK_ON_MS = 800;
 
 const at = (id) => document.getElementById(id);
 const tiles = new Tiles(at("tiles"));
@@ -20,6 +22,8 @@ const workers = new Workers(at("worker-rows"), at("workers-empty"), at("workers-
 /** `since`: when it came to be so. */
 const link = { state: "connecting", since: new Date() };
 let snapshot = null;
+/** When something came last, on the clock of performance.now. */
+let heardAt = 0;
 /** {at: Unix seconds, …}, oldest first. */
 let points = [];
 
@@ -41,6 +45,7 @@ function connected(state) {
 
 function received(event) {
   const now = performance.now();
+  heardAt = now;
   const data = JSON.parse(event.data);
   if (event.event === "pulse") {
     for (const [id, age] of Object.entries(data.heartbeat_age_s)) workers.heard(id, age, now);
@@ -148,6 +153,6 @@ wirePrompt(
   () => snapshot?.model?.name ?? "",
 );
 setInterval(() => {
-  workers.tick(performance.now(), link.state !== "open");
+  workers.tick(Math.min(performance.now(), heardAt + TICK_ON_MS));
 }, TICK_MS);
 follower.run();

@@ -6,7 +6,7 @@ import { SPAN_S, Sparkline } from "./sparkline.js";
 import { PLANNED } from "./words.js";
 
 const seconds = (value) => durationParts(value);
-const together = ([value, unit]) => (unit ? `${value} ${unit}` : value);
+const together = (parts) => parts.join(" ");
 
 const TILES = [
   {
@@ -14,6 +14,7 @@ const TILES = [
     series: ["generated_tokens_per_s"],
     least: 1,
     show: (value) => [rate(value), "tokens/s"],
+    scale: rate,
     note: (point) => (point.prompt_tokens_per_s > 0 ? `and ${rate(point.prompt_tokens_per_s)}/s of prompts read` : ""),
     marked: true,
   },
@@ -21,6 +22,7 @@ const TILES = [
     label: "First token",
     series: ["first_token_p50_s", "first_token_p99_s"],
     show: seconds,
+    scale: (value) => together(seconds(value)),
     note: (point) => `99 % within ${together(seconds(point.first_token_p99_s))}`,
     marked: true,
   },
@@ -28,6 +30,7 @@ const TILES = [
     label: "Between tokens",
     series: ["inter_token_p50_s", "inter_token_p99_s"],
     show: seconds,
+    scale: (value) => together(seconds(value)),
     note: (point) => `99 % within ${together(seconds(point.inter_token_p99_s))}`,
     marked: true,
   },
@@ -36,6 +39,7 @@ const TILES = [
     series: ["running", "waiting"],
     least: 2,
     show: (value) => [count(value), "running"],
+    scale: count,
     note: (point) => requestNote(point),
   },
   {
@@ -86,11 +90,11 @@ class Tile {
   constructor(what) {
     this.#what = what;
     this.#spark = new Sparkline(what);
-    const chart = h("div", { class: "chart" }, this.#spark.node, this.#top);
+    const chart = h("div", { class: "chart" }, this.#spark.node);
     this.node = h(
       "article",
       { class: "tile" },
-      h("h2", {}, what.label),
+      h("header", {}, h("h2", {}, what.label), this.#top),
       h("p", { class: "figure" }, this.#value, " ", this.#unit),
       this.#note,
       chart,
@@ -111,8 +115,8 @@ class Tile {
     this.#end = end;
     const top = this.#spark.update(points, end, this.#what.marked ? marks : []);
     // The scale, where it is not plain: a chart of percent ends at 100.
-    const scale = this.#what.ceiling || top === 0 ? "" : together(this.#what.show(top).slice(0, 2));
-    say(this.#top, scale.replace(/ (tokens\/s|running)$/, ""));
+    const plain = this.#what.ceiling !== undefined || top <= (this.#what.least ?? 0);
+    say(this.#top, plain ? "" : `up to ${this.#what.scale(top)}`);
     this.#show();
   }
 

@@ -39,7 +39,8 @@ function serving(snapshot) {
     const names = down.map((group) => `${group.id} is ${group.state}`).join(", ");
     return said("warn", "Serving, but not with every group", `${names}: ${down[0].reason}`, blameOf(openRecovery(snapshot)));
   }
-  return said("ok", "Serving", back ?? `${plural(snapshot.requests?.running ?? 0, "request")} running.`);
+  const running = snapshot.requests?.running ?? 0;
+  return said("ok", "Serving", back ?? (running ? `${plural(running, "request")} running.` : "Idle, ready for requests."));
 }
 
 function notServing(snapshot) {
@@ -84,14 +85,15 @@ function blameOf(recovery) {
   if (!recovery || PLANNED.has(recovery.cause)) return null;
   const { culprit, cause, reason } = recovery;
   if (culprit === null) return firstUpper(reason);
-  return `To blame: ${who(culprit)}, ${CAUSES[cause] ?? cause}. It is ${where(culprit)}.`;
+  return `To blame: ${who(culprit)}, ${CAUSES[cause] ?? cause} (${where(culprit)}).`;
 }
 
 function afterwards(recovery, seconds) {
-  const back = recovery.first_token_s ?? recovery.reformed_s;
-  const name = recovery.culprit === null ? recovery.cause : `${who(recovery.culprit)}: ${CAUSES[recovery.cause]}`;
-  const resumed = recovery.requests_resumed ? `, ${plural(recovery.requests_resumed, "stream")} went on` : "";
-  return `Back ${ago(seconds)} after ${duration(back ?? 0)}${resumed} (${name}).`;
+  const { culprit, cause } = recovery;
+  const what = culprit === null ? firstUpper(CAUSES[cause] ?? cause) : `${who(culprit)}, ${CAUSES[cause] ?? cause}`;
+  const back = duration(recovery.first_token_s ?? recovery.reformed_s ?? 0);
+  const resumed = recovery.requests_resumed ? `; ${plural(recovery.requests_resumed, "stream")} went on` : "";
+  return `${firstUpper(ago(seconds))}: ${what}. Back after ${back}${resumed}.`;
 }
 
 function firstUpper(text) {

@@ -40,9 +40,8 @@ export class Workers {
     this.#ages.set(id, { age, received });
   }
 
-  /** Time goes on. With `frozen` it does not: what is shown is old. */
-  tick(now, frozen) {
-    if (frozen) return;
+  /** Time goes on. */
+  tick(now) {
     for (const [id, part] of this.#rows.parts ?? []) {
       const heard = this.#ages.get(id);
       if (heard) part.tick(heard.age + (now - heard.received) / 1000);
@@ -153,7 +152,7 @@ class Row {
     MEMORY.forEach(([part], index) => {
       style(this.#bar.children[index], "--share", total ? (parts[part] / total).toFixed(4) : "0");
     });
-    const shown = MEMORY.filter(([part]) => parts[part] > 0);
+    const shown = MEMORY.filter(([part]) => parts[part] > held / 100);
     keyed(this.#parts, shown, ([part]) => part, ([part, name]) => {
       const text = h("span", {});
       const node = h("span", { class: `legend ${part}` }, h("i", { "aria-hidden": "true" }), text);
@@ -163,6 +162,7 @@ class Row {
 
   #showStep(worker) {
     const steps = worker.rank !== null && worker.step > 0;
+    set(this.node, "data-idle", steps ? null : "");
     say(this.#duration, steps ? duration(worker.step_duration_s) : "–");
     say(this.#step, steps ? `step ${count(worker.step)}` : "");
     say(this.#share, steps ? percent(worker.communication_ratio) : "–");
@@ -181,6 +181,8 @@ function placeText(worker, groups) {
   const place = [worker.host, `process ${worker.pid}`];
   if (groups && worker.group !== null) place.unshift(`group ${worker.group}`);
   const plain = ["serving", "waiting", "loaded", "loading", ""];
-  if (!plain.includes(worker.phase)) place.unshift(worker.phase);
+  // A reason begins with whose it is, which stands above it.
+  const phase = worker.phase.startsWith(worker.id) ? worker.phase.slice(worker.id.length).replace(/^ \(rank \d+\)/, "") : worker.phase;
+  if (!plain.includes(phase)) place.unshift(phase.trim());
   return place.join(" · ");
 }
