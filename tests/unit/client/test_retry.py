@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 from ryzanstein_client.retry import Outage, ResumePolicy
@@ -21,7 +22,7 @@ def moments(outage: Outage, *, until_s: float) -> list[float]:
 def test_whenever_the_coordinator_is_back_it_is_called_soon_in_proportion() -> None:
     for seed in range(200):
         called = moments(Outage(ResumePolicy(), random.Random(seed)), until_s=30.0)
-        for before, after in zip(called, called[1:], strict=False):
+        for before, after in itertools.pairwise(called):
             assert after - before <= max(0.05, 0.15 * before) + 1e-9
             assert after - before <= 0.5
 
@@ -29,7 +30,7 @@ def test_whenever_the_coordinator_is_back_it_is_called_soon_in_proportion() -> N
 def test_a_long_outage_is_not_hammered() -> None:
     called = moments(Outage(ResumePolicy(), random.Random(1)), until_s=50.0)
     assert len(called) < 200
-    assert min(after - before for before, after in zip(called, called[1:], strict=False)) >= 0.025
+    assert min(after - before for before, after in itertools.pairwise(called)) >= 0.025
 
 
 def test_clients_of_one_coordinator_do_not_come_back_in_the_same_moment() -> None:
