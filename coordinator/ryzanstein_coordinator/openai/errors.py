@@ -26,6 +26,7 @@ _KINDS: dict[grpc.StatusCode, tuple[int, str, str | None]] = {
     _Status.FAILED_PRECONDITION: (400, INVALID, "failed_precondition"),
     _Status.ALREADY_EXISTS: (400, INVALID, "request_in_progress"),
     _Status.UNAUTHENTICATED: (401, "authentication_error", "invalid_api_key"),
+    _Status.PERMISSION_DENIED: (403, "permission_error", "insufficient_role"),
     _Status.NOT_FOUND: (404, INVALID, "not_found"),
     _Status.RESOURCE_EXHAUSTED: (429, "rate_limit_error", "rate_limit_exceeded"),
     _Status.CANCELLED: (499, INVALID, "cancelled"),

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from ryzanstein.v1.sampling_pb2 import SamplingParams
 from ryzanstein.wire import StatusError
 
+from ..access import http_caller
 from ..front_door import FrontDoor
 from ..intake import GenerateCall, Intake
 from ..prompts import ModelFacts, Prompt, TextPrompt
@@ -62,7 +63,11 @@ def openai_routes(front_door: FrontDoor, intake: Intake) -> APIRouter:
                 param="n",
             )
         resume = read_resume(http.headers, sequences=n * len(prompts), stream=bool(body.stream))
-        calls = [GenerateCall(prompt=prompt, sampling=sampling, model=body.model or "") for prompt in prompts]
+        owner = http_caller(http.scope).name
+        calls = [
+            GenerateCall(prompt=prompt, sampling=sampling, model=body.model or "", owner=owner)
+            for prompt in prompts
+        ]
         subscriptions = await admit(front_door, intake, calls, n=n, resume=resume)
         answer = Answer(
             front_door=front_door,
