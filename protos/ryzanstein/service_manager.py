@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import time
 from collections.abc import MutableMapping
 from typing import Self
 
@@ -57,7 +56,7 @@ class ServiceManager:
         return bool(self._address)
 
     def ready(self, status: str) -> None:
-        """The service listens. Also the end of `reloading`."""
+        """The service listens."""
         self._tell("READY=1", *self._changed(status))
 
     def status(self, status: str) -> None:
@@ -75,10 +74,6 @@ class ServiceManager:
     def extend(self, seconds: float) -> None:
         """The start, stop or run under way may last so much longer from now on."""
         self._tell(f"EXTEND_TIMEOUT_USEC={_microseconds(seconds)}", keep=False)
-
-    def reloading(self) -> None:
-        """The configuration is read again; `ready` says that it was."""
-        self._tell("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self, status: str, *, within_s: float) -> None:
         """The process is about to end, and may take so long for it, whatever the unit's own limit is."""

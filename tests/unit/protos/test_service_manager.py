@@ -78,18 +78,6 @@ def test_the_life_of_a_service(manager: ServiceManager, listener: Listener) -> N
     ]
 
 
-def test_a_reload_begins_with_its_moment_and_ends_with_ready(
-    manager: ServiceManager, listener: Listener
-) -> None:
-    manager.ready("serving")
-    manager.reloading()
-    manager.ready("serving")
-    _, reloading, ready = listener.heard()
-    assert reloading[0] == "RELOADING=1"
-    assert reloading[1].removeprefix("MONOTONIC_USEC=").isdigit()
-    assert ready == ["READY=1"]
-
-
 def test_a_status_is_one_line_of_bounded_length(manager: ServiceManager, listener: Listener) -> None:
     """Reasons come from elsewhere: none may add lines of its own."""
     manager.status("recovering: a peer said\nWATCHDOG=trigger\nMAINPID=1")
