@@ -84,6 +84,9 @@ class OrchestratorConfig:
     state_dir: Path = field(default_factory=lambda: default_state_dir(os.environ))
     #: Most time that running streams get when the coordinator is told to stop.
     drain_timeout_s: float = 30.0
+    #: For `ryzanstein.logs`.
+    log_format: str = "auto"
+    log_level: str = "info"
     #: Workers end with the coordinator. Otherwise they keep their weights and wait for it to come back.
     stop_workers: bool = False
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ryzanstein.program import ConfigFile
+from ryzanstein.program import ConfigFile, LogFormat, LogLevel
 from ryzanstein.tls import TlsFiles
 
 from .config import OrchestratorConfig, default_state_dir
@@ -120,6 +120,8 @@ def configuration(
     stop_workers: Annotated[
         bool, typer.Option(help="ask the shard workers to end when the coordinator is stopped")
     ] = False,
+    log_format: LogFormat = "auto",
+    log_level: LogLevel = "info",
     reproducible: Annotated[bool, typer.Option(help="the same request and seed give the same tokens")] = True,
     insecure: Annotated[
         bool, typer.Option(help="listen on an address that other machines reach, not or half protected")
@@ -165,6 +167,8 @@ def configuration(
         drain_timeout_s=drain_timeout,
         stop_workers=stop_workers,
         reproducible=reproducible,
+        log_format=log_format,
+        log_level=log_level,
         insecure=insecure,
     )
 

@@ -32,7 +32,7 @@ def coordinator(config: OrchestratorConfig) -> None:
     manager.status("starting")
     from .server import run_coordinator
 
-    configure_logging()
+    configure_logging(config.log_format, config.log_level, service="coordinator")
     asyncio.run(run_coordinator(config, manager))
 
 
@@ -41,7 +41,7 @@ def serve(config: OrchestratorConfig) -> None:
     from .serve import run_serve
 
     ServiceManager.from_environment(os.environ)  # its children must not speak in its name
-    configure_logging()
+    configure_logging(config.log_format, config.log_level, service="serve")
     code = asyncio.run(run_serve(config, sys.argv[1:]))
     if code:
         raise typer.Exit(code)

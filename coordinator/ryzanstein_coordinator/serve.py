@@ -194,6 +194,7 @@ class _Parent:
         threads = self._config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // len(names))
         # All of the group is on this machine: whatever the coordinator listens on, nobody else needs to reach them.
         arguments += ["--cpu-threads", str(threads), "--host", "127.0.0.1"]
+        arguments += ["--log-format", self._config.log_format, "--log-level", self._config.log_level]
         # Libraries would otherwise start a thread for each processor in every worker.
         environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         # What the environment sets is meant for `serve`: its certificate, its host, its file of flags. Empty is unset.

@@ -1,10 +1,13 @@
 """Logging as every program does it: events with fields on standard error, JSON when nobody watches.
 
-    context = configure_logging()                 # once, in main
+    context = configure_logging("auto", service="shard-worker")   # once, in main
     context.bind(rank=1, epoch=7)                 # what every line of this process carries from now on
     log = structlog.get_logger()
     with request_context(request_id="a1"):        # what lines of this task or thread carry meanwhile
         log.info("admitted", prompt_tokens=12)
+
+    {"timestamp": "…Z", "level": "info", "event": "admitted", "service": "shard-worker", "rank": 1, "epoch": 7, …}
+    06:42:01.482 info  admitted  shard-worker rank=1 epoch=7 request_id=a1 prompt_tokens=12
 
 Standard output carries results only; nothing here writes to it.
 """
@@ -26,6 +29,23 @@ from structlog.typing import EventDict, Processor
 from .settings import SettingsError
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
+
+#: "auto" is console on a terminal, json elsewhere.
+FORMATS = ("auto", "json", "console")
+
+#: Fields in this order, those of the line itself behind them: who speaks, about which part of the cluster, for whom.
+_ORDER = (
+    "timestamp",
+    "level",
+    "event",
+    "service",
+    "worker",
+    "group",
+    "rank",
+    "epoch",
+    "request_id",
+    "http_request_id",
+)
 
 #: Chatty below these levels, and never about us.
 _QUIET_LIBRARIES = ("asyncio", "grpc", "httpx", "httpcore", "uvicorn", "uvicorn.access", "urllib3")
@@ -83,24 +103,28 @@ class ChangeLog:
                 del self._last[known]
 
 
-def configure_logging(json: bool | None = None, level: str = "info", **fields: Any) -> LogContext:
+def configure_logging(log_format: str = "auto", level: str = "info", **fields: Any) -> LogContext:
     """Sends the logs of this process, structlog's and the standard library's alike, to standard error.
 
-    `json`: one JSON object per line; unset, whenever standard error is no terminal. `fields` are in every
-    line. Raises SettingsError for an unknown level.
+    `log_format`: one of FORMATS. `fields` are in every line. Raises SettingsError for an unknown format or level.
     """
+    if log_format not in FORMATS:
+        raise SettingsError(f"--log-format: {log_format!r} is not one of {', '.join(FORMATS)}")
     if level.lower() not in LEVELS:
-        raise SettingsError(f"unknown log level {level!r}; it must be one of {', '.join(LEVELS)}")
+        raise SettingsError(f"--log-level: {level!r} is not one of {', '.join(LEVELS)}")
     number = logging.getLevelNamesMapping()[level.upper()]
-    as_json = json if json is not None else not sys.stderr.isatty()
+    as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
     context = LogContext(fields)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         context.add_to,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        # A machine sorts lines of several hosts, a person looks at the clock on the wall.
+        structlog.processors.TimeStamper(fmt="iso", utc=True)
+        if as_json
+        else structlog.processors.TimeStamper(fmt="%H:%M:%S.%f", utc=False),
     ]
-    ending = _json_ending() if as_json else _text_ending()
+    ending = [_in_order, *(_json_ending() if as_json else _text_ending())]
     structlog.configure(
         processors=[*shared, *ending],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -124,13 +148,31 @@ class _StandardError:
             sys.stderr.flush()
 
 
+def _in_order(_logger: object, _method: str, event: EventDict) -> EventDict:
+    return {key: event[key] for key in _ORDER if key in event} | dict(event)
+
+
 def _json_ending() -> list[Processor]:
     return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
 
 
 def _text_ending() -> list[Processor]:
     colors = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    return [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)]
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=colors,
+        sort_keys=False,
+        pad_event_to=18,
+        pad_level=False,
+        exception_formatter=structlog.dev.plain_traceback,
+    )
+    return [_for_people, renderer]
+
+
+def _for_people(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Nothing where there is nothing to tell, and milliseconds are enough."""
+    shown = {key: value for key, value in event.items() if value is not None}
+    shown["timestamp"] = str(shown["timestamp"])[:-3]
+    return shown
 
 
 def _redirect_standard_library(number: int, shared: list[Processor], ending: list[Processor]) -> None:

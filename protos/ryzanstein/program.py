@@ -116,6 +116,20 @@ ConfigFile = Annotated[
 ]
 
 
+#: `log_format: LogFormat = "auto"` and `log_level: LogLevel = "info"` are what services pass to `configure_logging`.
+LogFormat = Annotated[
+    str,
+    typer.Option(
+        "--log-format",
+        metavar="FORMAT",
+        help="json, console, or auto: console if standard error is a terminal, else json",
+    ),
+]
+LogLevel = Annotated[
+    str, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning, error or critical")
+]
+
+
 def run(app: typer.Typer, args: Sequence[str] | None = None, *, name: str = "ryzanstein") -> int:
     """Runs the command that `args` (the process's arguments by default) name and returns the exit code."""
     words = list(sys.argv[1:] if args is None else args)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ryzanstein import failpoints
-from ryzanstein.logs import configure_logging
-from ryzanstein.program import EXIT_FAILED, ConfigFile
+from ryzanstein.logs import LogContext, configure_logging
+from ryzanstein.program import EXIT_FAILED, ConfigFile, LogFormat, LogLevel
 from ryzanstein.service_manager import ServiceManager
 from ryzanstein.tls import TlsFiles
 
@@ -73,6 +73,8 @@ def shard_worker(
     insecure: Annotated[
         bool, typer.Option(help="listen on an address that other machines reach, not or half protected")
     ] = False,
+    log_format: LogFormat = "auto",
+    log_level: LogLevel = "info",
     config: ConfigFile = None,
 ) -> None:
     """Serve one shard of the model: register with the coordinator and wait for its orders."""
@@ -80,9 +82,10 @@ def shard_worker(
     manager.status("starting")
     from .config import DistributedConfig, default_worker_id
 
-    configure_logging()
+    logs = configure_logging(log_format, log_level, service="shard-worker")
     device = _choose_device(device)
     worker_id = worker_id or default_worker_id(device)
+    logs.bind(worker=worker_id)
     failpoints.identify(worker_id)
     asyncio.run(
         run(
@@ -105,6 +108,7 @@ def shard_worker(
                 insecure=insecure,
             ),
             manager,
+            logs,
         )
     )
 

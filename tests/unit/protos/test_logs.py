@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -83,9 +84,11 @@ def test_lines_below_the_level_are_left_out(capsys: pytest.CaptureFixture[str]) 
     assert [line["event"] for line in lines(capsys)] == ["yes"]
 
 
-def test_an_unknown_level_is_an_error_that_lists_the_known_ones() -> None:
-    with pytest.raises(SettingsError, match="'loud'; it must be one of debug, info"):
+def test_an_unknown_level_or_format_is_an_error_that_lists_the_known_ones() -> None:
+    with pytest.raises(SettingsError, match="--log-level: 'loud' is not one of debug, info"):
         configure_logging(level="loud")
+    with pytest.raises(SettingsError, match="--log-format: 'xml' is not one of auto, json, console"):
+        configure_logging("xml")
 
 
 def test_an_exception_is_a_field_of_its_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,13 +102,32 @@ def test_an_exception_is_a_field_of_its_line(capsys: pytest.CaptureFixture[str])
 
 
 def test_text_for_people_has_no_colour_outside_of_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    configure_logging(json=False, rank=1)
+    configure_logging("console", rank=1)
     structlog.get_logger().info("formed", epoch=4)
     text = capsys.readouterr().err
     assert "formed" in text
     assert "epoch=4" in text
     assert "rank=1" in text
     assert "\x1b" not in text
+
+
+def test_a_line_for_people_begins_with_the_time_and_who_speaks_and_leaves_out_what_is_not_known(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging("console", service="shard-worker").bind(rank=1, epoch=4)
+    structlog.get_logger().warning("step_failed", reason=None, kind="collective", request_id="a1")
+    logging.getLogger("somebody").error("broken")
+    first, second = capsys.readouterr().err.splitlines()
+    fields = "service=shard-worker rank=1 epoch=4 request_id=a1 kind=collective"
+    assert re.fullmatch(rf"\d\d:\d\d:\d\d\.\d{{3}} \[warning\] step_failed +{fields}", first)
+    assert re.fullmatch(r"\S+ \[error\] broken +service=shard-worker rank=1 epoch=4", second)
+
+
+def test_json_is_asked_for_by_name_and_its_fields_have_an_order(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("json", service="coordinator")
+    structlog.get_logger().info("worker", state="lost", rank=1, worker="w1", epoch=4)
+    (line,) = lines(capsys)
+    assert list(line) == ["timestamp", "level", "event", "service", "worker", "rank", "epoch", "state"]
 
 
 def test_a_change_log_writes_a_line_when_something_changed_and_not_on_every_tick(
