@@ -18,6 +18,7 @@ import structlog
 import torch
 
 from ryzanstein.failpoints import failpoint
+from ryzanstein.logs import LogContext
 from ryzanstein.v1 import cluster_pb2, shard_worker_pb2
 
 from .communication import CommunicationProfiler
@@ -51,6 +52,7 @@ class Engine:
         *,
         publish: Publish,
         on_change: Callable[[], None],
+        logs: LogContext | None = None,
     ) -> None:
         """
         Args:
@@ -62,6 +64,7 @@ class Engine:
         self._groups = groups
         self._publish = publish
         self._on_change = on_change
+        self._logs = LogContext({}) if logs is None else logs
         self._device = torch.device(config.device)
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
@@ -267,6 +270,7 @@ class Engine:
         self, request: shard_worker_pb2.JoinGroupRequest, aborts_seen: int
     ) -> tuple[EpochMembership, Runner]:
         limits = request.limits
+        self._logs.bind(group=request.group_id, rank=request.rank, epoch=request.epoch)
         shard = self._shelf.take(request.rank, len(request.members))  # the others go before the pages come
         if shard is None:
             raise RuntimeError(f"rank {request.rank} of {len(request.members)} has no shard loaded here")
@@ -300,3 +304,4 @@ class Engine:
         if fault is not None and fault.kind == "memory" and self._device.type == "cuda":
             torch.cuda.empty_cache()  # in other pieces it may be enough
         self._rest(epoch=0, fault=fault)
+        self._logs.bind(group=None, rank=None, epoch=None)

@@ -119,7 +119,7 @@ class WorkerError(Exception):
     exit_code = EXIT_FAILED
 
 
-async def run(config: DistributedConfig, manager: ServiceManager) -> None:
+async def run(config: DistributedConfig, manager: ServiceManager, logs: LogContext) -> None:
     """The life of the process: listens, registers, serves until SIGTERM, Ctrl-C or a Drain. `manager` is told of it.
 
     Raises:
@@ -156,6 +156,7 @@ async def run(config: DistributedConfig, manager: ServiceManager) -> None:
         groups,
         publish=lambda response: _call(loop, servicer.publish, response),
         on_change=lambda: _call(loop, changed),
+        logs=logs,
     )
     device_failed = asyncio.Event()
     watch = DeviceWatch(open_probe(config.device), on_failure=lambda: _call(loop, device_failed.set))
