@@ -22,6 +22,7 @@ from .deadlines import DeadlineQueue
 from .errors import cancelled, deadline_exceeded, failed_precondition, shown
 from .intake import GenerateCall, Intake
 from .observers import NoMetrics, RequestMetrics
+from .request_lines import log_ended
 from .request_log import NoRequestLog, RequestLog
 from .request_store import RequestStore, Reservation, RetentionLimits
 from .requests import Clock, Ending, RequestRecord, RequestSpec, Subscription
@@ -271,6 +272,7 @@ class FrontDoor:
         self._store.retire(record)
         self._gate.ended(now)
         self._metrics.request_ended(record.ending.outcome, record.timings.total_s(now))
+        log_ended(record, epoch=self._router.epoch, now=now)
         self._tell_if_idle()
         self._sooner.set()
 

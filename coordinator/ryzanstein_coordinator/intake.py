@@ -104,4 +104,5 @@ class Intake:
             arrival=self._arrivals,
             timings=Timings(admitted_at=now),
             deadline_at=None if timeout_s is None else now + timeout_s,
+            log_fields=structlog.contextvars.get_contextvars(),
         )

@@ -129,6 +129,8 @@ class RequestRecord:
     suspicion: Suspicion = field(default_factory=Suspicion)
     ending: Ending | None = None
     listeners: set[Subscription] = field(default_factory=set)
+    #: What log lines about it carry besides its id: how its caller's HTTP request is called.
+    log_fields: dict[str, object] = field(default_factory=dict)
 
     @property
     def key(self) -> RequestKey:

@@ -52,6 +52,8 @@ class InferenceServicer(InferenceServiceServicer):
         if call.sampling.HasField("prompt_logprobs"):
             raise invalid_argument("prompt_logprobs are not sent over gRPC; ask /v1/completions with echo")
         subscription = await self._front_door.generate(call)
+        # A call has a task, and with it a context, of its own.
+        structlog.contextvars.bind_contextvars(request_id=subscription.record.spec.request_id)
         self._leave_when_done(context, subscription)
         try:
             response = pb.GenerateResponse()
@@ -72,6 +74,7 @@ class InferenceServicer(InferenceServiceServicer):
         subscription = await self._front_door.attach(
             request.request_id, request.received_token_ids, owner=self._owner_of(context)
         )
+        structlog.contextvars.bind_contextvars(request_id=subscription.record.spec.request_id)
         self._leave_when_done(context, subscription)
         try:
             response = pb.AttachResponse()

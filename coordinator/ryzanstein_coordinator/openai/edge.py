@@ -38,6 +38,8 @@ class Edge:
             return
         headers = Headers(scope=scope)
         request_id = checked_id(headers.get("x-request-id"))
+        # Every HTTP request has a task, and with it a context, of its own.
+        structlog.contextvars.bind_contextvars(http_request_id=request_id)
         received_bytes = 0
         begun = False
 
@@ -63,7 +65,7 @@ class Edge:
             else:
                 await self._app(scope, limited, named)
         except Exception as error:  # noqa: BLE001 - this is where every exception ends
-            _log.exception("http_internal", path=scope["path"], request_id=request_id)
+            _log.exception("http_internal", path=scope["path"])
             if not begun:  # else the server cuts the connection, unless the reply is complete
                 await internal_reply(error).response()(scope, receive, named)
 
