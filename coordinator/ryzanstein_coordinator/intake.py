@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import structlog
+
 from ryzanstein.v1.sampling_pb2 import SamplingParams
 from ryzanstein.wire import MAX_MESSAGE_BYTES, not_found
 
