@@ -31,9 +31,11 @@ class AsyncClient:
 
     Args:
         address: HOST:PORT of the coordinator's gRPC server.
-        api_key: sent with every call, if the server wants one.
-        tls: encrypts and checks the server's certificate against the system's authorities; `ca_file` (PEM)
+        api_key: sent with every call, if the server wants one. Default: the first one in `api_key_file`, else the
+            environment variable RYZANSTEIN_API_KEY.
+        tls: encrypts and checks the server's certificate against the system's authorities; `tls_ca_file` (PEM)
             against others.
+        tls_cert_file, tls_key_file: what this client shows to a server that asks for a certificate (PEM).
         connect_timeout_s: how long a coordinator that never answered is called again.
         resume_timeout_s: how long a stream waits for a lost coordinator before it gives up.
         call_timeout_s: for each call that is not a stream.
@@ -47,15 +49,28 @@ class AsyncClient:
         address: str = DEFAULT_ADDRESS,
         *,
         api_key: str | None = None,
+        api_key_file: str | Path | None = None,
         tls: bool = False,
-        ca_file: str | Path | None = None,
+        tls_ca_file: str | Path | None = None,
+        tls_cert_file: str | Path | None = None,
+        tls_key_file: str | Path | None = None,
         connect_timeout_s: float = 5.0,
         resume_timeout_s: float = 60.0,
         call_timeout_s: float = 30.0,
     ) -> None:
         self._policy = ResumePolicy(connect_timeout_s=connect_timeout_s, resume_timeout_s=resume_timeout_s)
         self._call_timeout_s = call_timeout_s
-        self._connection = AsyncConnection(Target(address, api_key, tls, ca_file))
+        self._connection = AsyncConnection(
+            Target(
+                address=address,
+                api_key=api_key,
+                api_key_file=api_key_file,
+                tls=tls,
+                tls_ca_file=tls_ca_file,
+                tls_cert_file=tls_cert_file,
+                tls_key_file=tls_key_file,
+            )
+        )
         self._streams: WeakSet[AsyncCompletionStream] = WeakSet()
 
     def stream(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> AsyncCompletionStream:

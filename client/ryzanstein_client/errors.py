@@ -3,6 +3,7 @@
     RyzansteinError
       InvalidRequest       the request itself is wrong: a field, its value, what is allowed
       Unauthenticated      no API key, or one that the server doesn't know
+      PermissionDenied     the API key is known, but not for this
       NotFound             no such model, request or worker
       AlreadyExists        the request id is in use
       FailedPrecondition   the server is in another state than the caller thinks (an epoch that is over)
@@ -54,7 +55,15 @@ class Unauthenticated(RyzansteinError):
 
     code = "UNAUTHENTICATED"
     exit_code = 2
-    _hint = "give a key with api_key=… (on the command line: the environment variable RYZANSTEIN_API_KEY)"
+    _hint = "give a key in the environment variable RYZANSTEIN_API_KEY, or with api_key=… or --api-key-file"
+
+
+class PermissionDenied(RyzansteinError):
+    """The server knows the API key, but its owner may not do this."""
+
+    code = "PERMISSION_DENIED"
+    exit_code = 2
+    _hint = "use a key with that role"
 
 
 class NotFound(RyzansteinError):

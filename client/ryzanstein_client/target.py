@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+
+from ryzanstein.secret_files import SecretFileError, read_secret, secret_lines
+from ryzanstein.tls import TlsError, TlsFiles, read_authorities
 
 from .errors import InvalidRequest
 
@@ -18,18 +22,26 @@ LEAVE_TIMEOUT_S = 1.0
 DEADLINE_MARGIN_S = 0.5
 
 
-@dataclass(frozen=True, slots=True)
+#: Environment variable with the key of whoever gives none.
+API_KEY_VARIABLE = "RYZANSTEIN_API_KEY"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """An address with its credentials.
 
-    `tls` without `ca_file` trusts the system's certificate authorities; a `ca_file` (PEM) implies `tls`.
-    Raises InvalidRequest for an address without a port or a file that can't be read.
+    `tls` without `tls_ca_file` trusts the system's certificate authorities; any file (PEM) implies `tls`. The key is
+    `api_key`, else the first one in `api_key_file`, else that of the environment.
+    Raises InvalidRequest for an address without a port, a file that can't be used, or a key that can't be sent.
     """
 
     address: str = DEFAULT_ADDRESS
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    api_key_file: str | Path | None = None
     tls: bool = False
-    ca_file: str | Path | None = None
+    tls_ca_file: str | Path | None = None
+    tls_cert_file: str | Path | None = None
+    tls_key_file: str | Path | None = None
 
     def __post_init__(self) -> None:
         host, colon, port = self.address.rpartition(":")
@@ -38,13 +50,42 @@ class Target:
 
     def credentials(self) -> grpc.ChannelCredentials | None:
         """What a secure channel needs; None for a plain one."""
-        if self.ca_file is None:
-            return grpc.ssl_channel_credentials() if self.tls else None
+        if not (self.tls or self.tls_ca_file or self.tls_cert_file or self.tls_key_file):
+            return None
         try:
-            return grpc.ssl_channel_credentials(Path(self.ca_file).read_bytes())
-        except OSError as error:
-            raise InvalidRequest(f"can't read the CA file {self.ca_file}: {error.strerror}") from error
+            files = TlsFiles(cert_file=_path(self.tls_cert_file), key_file=_path(self.tls_key_file))
+            key, chain = files.key_pair() or (None, None)
+            ca_file = _path(self.tls_ca_file)
+            roots = None if ca_file is None else read_authorities(ca_file, "--tls-ca-file")
+        except (TlsError, SecretFileError) as error:
+            raise InvalidRequest(str(error)) from None
+        return grpc.ssl_channel_credentials(roots, key, chain)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Sent with every call."""
-        return (("authorization", f"Bearer {self.api_key}"),) if self.api_key else ()
+        key = self._key()
+        if not key:
+            return ()
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise InvalidRequest(
+                "the API key holds characters that can't be sent; it must be ASCII without blanks"
+            )
+        return (("authorization", f"Bearer {key}"),)
+
+    def _key(self) -> str:
+        if self.api_key is not None:
+            return self.api_key
+        if self.api_key_file is None:
+            return os.environ.get(API_KEY_VARIABLE, "").strip()
+        path, flag = Path(self.api_key_file), "--api-key-file"
+        try:
+            lines = secret_lines(read_secret(path, flag), path, flag)
+        except SecretFileError as error:
+            raise InvalidRequest(str(error)) from None
+        if not lines:
+            raise InvalidRequest(f"{flag}: {path} holds no key")
+        return lines[0][1].split()[0]  # a server's file has names and roles behind its keys
+
+
+def _path(file: str | Path | None) -> Path | None:
+    return None if file is None else Path(file)

@@ -17,11 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import structlog
-
 from .settings import SettingsError
-
-log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -136,6 +132,9 @@ class Watched(Generic[T]):
     def get(self) -> T:
         """The value as of now. From any thread."""
         if self._files.changed():
+            import structlog  # not needed by the client library, which must be light to import
+
+            log = structlog.get_logger(__name__)
             try:
                 self._value = self._read()
             except SettingsError as error:

@@ -41,9 +41,11 @@ def chat(
     logit_bias: options.LogitBias = None,
     ignore_eos: options.IgnoreEos = False,
     coordinator: options.Coordinator = "127.0.0.1:50051",
-    api_key: options.ApiKey = None,
+    api_key_file: options.ApiKeyFile = None,
     tls: options.Tls = False,
-    tls_ca: options.TlsCa = None,
+    tls_ca_file: options.TlsCaFile = None,
+    tls_cert_file: options.TlsCertFile = None,
+    tls_key_file: options.TlsKeyFile = None,
     config: ConfigFile = None,
 ) -> None:
     """Talk to the model. Ctrl-C stops an answer; Ctrl-D, or Ctrl-C twice, leaves."""
@@ -64,7 +66,14 @@ def chat(
     )
     history: list[Message] = [{"role": "system", "content": system}] if system else []
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    with options.open_client(coordinator, api_key, tls, tls_ca) as client:
+    with options.open_client(
+        coordinator,
+        api_key_file=api_key_file,
+        tls=tls,
+        tls_ca_file=tls_ca_file,
+        tls_cert_file=tls_cert_file,
+        tls_key_file=tls_key_file,
+    ) as client:
         if interactive:
             with suppress(ImportError):
                 import readline  # noqa: F401 - gives input() line editing and the arrow keys

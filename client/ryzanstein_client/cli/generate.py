@@ -57,9 +57,11 @@ def generate(
         str | None, typer.Option("--model", metavar="NAME", help="If the server has several.")
     ] = None,
     coordinator: options.Coordinator = "127.0.0.1:50051",
-    api_key: options.ApiKey = None,
+    api_key_file: options.ApiKeyFile = None,
     tls: options.Tls = False,
-    tls_ca: options.TlsCa = None,
+    tls_ca_file: options.TlsCaFile = None,
+    tls_cert_file: options.TlsCertFile = None,
+    tls_key_file: options.TlsKeyFile = None,
     config: ConfigFile = None,
 ) -> None:
     """Go on with a text and stream the answer."""
@@ -80,7 +82,14 @@ def generate(
         logprobs=logprobs,
     )
     text = _read_stdin() if prompt == "-" else prompt
-    with options.open_client(coordinator, api_key, tls, tls_ca) as client:
+    with options.open_client(
+        coordinator,
+        api_key_file=api_key_file,
+        tls=tls,
+        tls_ca_file=tls_ca_file,
+        tls_cert_file=tls_cert_file,
+        tls_key_file=tls_key_file,
+    ) as client:
         stream = client.stream(
             text, sampling=sampling, priority=priority, timeout=timeout, request_id=request_id, model=model
         )

@@ -33,15 +33,27 @@ def status(
     ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Go on with every change, until Ctrl-C.")] = False,
     coordinator: options.Coordinator = "127.0.0.1:50051",
-    api_key: options.ApiKey = None,
+    api_key_file: options.ApiKeyFile = None,
     tls: options.Tls = False,
-    tls_ca: options.TlsCa = None,
+    tls_ca_file: options.TlsCaFile = None,
+    tls_cert_file: options.TlsCertFile = None,
+    tls_key_file: options.TlsKeyFile = None,
     config: ConfigFile = None,
 ) -> None:
     """Show the cluster: state, epoch, groups, workers, requests, the last recovery."""
     # Ctrl-C is the usual way to leave what goes on for ever.
     leaving = suppress(KeyboardInterrupt) if watch else nullcontext()
-    with leaving, options.open_client(coordinator, api_key, tls, tls_ca) as client:
+    with (
+        leaving,
+        options.open_client(
+            coordinator,
+            api_key_file=api_key_file,
+            tls=tls,
+            tls_ca_file=tls_ca_file,
+            tls_cert_file=tls_cert_file,
+            tls_key_file=tls_key_file,
+        ) as client,
+    ):
         snapshots: Iterable[dict[str, Any]] = client.watch() if watch else [client.cluster()]
         if as_json:
             for cluster in snapshots:
@@ -56,26 +68,47 @@ def top(
         float, typer.Option("--interval", metavar="SECONDS", min=0.05, help="Between two looks.")
     ] = 1.0,
     coordinator: options.Coordinator = "127.0.0.1:50051",
-    api_key: options.ApiKey = None,
+    api_key_file: options.ApiKeyFile = None,
     tls: options.Tls = False,
-    tls_ca: options.TlsCa = None,
+    tls_ca_file: options.TlsCaFile = None,
+    tls_cert_file: options.TlsCertFile = None,
+    tls_key_file: options.TlsKeyFile = None,
     config: ConfigFile = None,
 ) -> None:
     """Watch the cluster live, heartbeats and steps included, until Ctrl-C."""
-    with suppress(KeyboardInterrupt), options.open_client(coordinator, api_key, tls, tls_ca) as client:
+    with (
+        suppress(KeyboardInterrupt),
+        options.open_client(
+            coordinator,
+            api_key_file=api_key_file,
+            tls=tls,
+            tls_ca_file=tls_ca_file,
+            tls_cert_file=tls_cert_file,
+            tls_key_file=tls_key_file,
+        ) as client,
+    ):
         _show(_polled(client, interval), live=True, screen=True)
 
 
 def drain(
     worker_id: Annotated[str, typer.Argument(metavar="WORKER_ID", help="As `ryzanstein status` names it.")],
     coordinator: options.Coordinator = "127.0.0.1:50051",
-    api_key: options.ApiKey = None,
+    api_key_file: options.ApiKeyFile = None,
     tls: options.Tls = False,
-    tls_ca: options.TlsCa = None,
+    tls_ca_file: options.TlsCaFile = None,
+    tls_cert_file: options.TlsCertFile = None,
+    tls_key_file: options.TlsKeyFile = None,
     config: ConfigFile = None,
 ) -> None:
     """Take a worker out of service without losing a stream; its process ends."""
-    with options.open_client(coordinator, api_key, tls, tls_ca) as client:
+    with options.open_client(
+        coordinator,
+        api_key_file=api_key_file,
+        tls=tls,
+        tls_ca_file=tls_ca_file,
+        tls_cert_file=tls_cert_file,
+        tls_key_file=tls_key_file,
+    ) as client:
         epoch = client.drain(worker_id)
     sys.stdout.write(f"draining {worker_id}, epoch {epoch}\n")
 

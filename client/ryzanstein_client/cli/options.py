@@ -23,22 +23,38 @@ Coordinator = Annotated[
     str,
     typer.Option("--coordinator", metavar="HOST:PORT", help="The coordinator.", rich_help_panel=_CONNECTION),
 ]
-ApiKey = Annotated[
-    str | None,
+# There is no flag for the key itself: others can read a command line.
+ApiKeyFile = Annotated[
+    Path | None,
     typer.Option(
-        "--api-key",
-        metavar="KEY",
-        help="Better given as RYZANSTEIN_API_KEY: others can read a command line.",
+        "--api-key-file",
+        metavar="FILE",
+        help="The API key is the first word in it. Or set RYZANSTEIN_API_KEY to the key.",
         rich_help_panel=_CONNECTION,
     ),
 ]
-TlsCa = Annotated[
+TlsCaFile = Annotated[
     Path | None,
     typer.Option(
-        "--tls-ca",
+        "--tls-ca-file",
         metavar="FILE",
-        help="Encrypt, and check the server against these certificates (PEM).",
+        help="Encrypt, and check the server against these authorities (PEM).",
         rich_help_panel=_CONNECTION,
+    ),
+]
+TlsCertFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-cert-file",
+        metavar="FILE",
+        help="Encrypt, and show this certificate (PEM) to the server.",
+        rich_help_panel=_CONNECTION,
+    ),
+]
+TlsKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-key-file", metavar="FILE", help="Its private key (PEM).", rich_help_panel=_CONNECTION
     ),
 ]
 Tls = Annotated[
@@ -132,11 +148,27 @@ def not_text(error: UnicodeDecodeError) -> ProgramError:
     return ProgramError(f"standard input is not UTF-8 text: {error}", exit_code=EXIT_USAGE)
 
 
-def open_client(address: str, api_key: str | None, tls: bool, tls_ca: Path | None) -> Client:
+def open_client(
+    address: str,
+    *,
+    api_key_file: Path | None,
+    tls: bool,
+    tls_ca_file: Path | None,
+    tls_cert_file: Path | None,
+    tls_key_file: Path | None,
+) -> Client:
     """A client as the connection options want it."""
     from ryzanstein_client.sync import Client
 
-    return Client(address, api_key=api_key, tls=tls, ca_file=tls_ca, connect_timeout_s=CONNECT_TIMEOUT_S)
+    return Client(
+        address,
+        api_key_file=api_key_file,
+        tls=tls,
+        tls_ca_file=tls_ca_file,
+        tls_cert_file=tls_cert_file,
+        tls_key_file=tls_key_file,
+        connect_timeout_s=CONNECT_TIMEOUT_S,
+    )
 
 
 def sampling_params(

@@ -176,7 +176,7 @@ def test_a_coordinator_that_is_not_there_is_exit_code_69(
         (("generate", "x", "--max-tokens", "many"), "--max-tokens"),
         (("generate", "x", "--logit-bias", "7:1"), "'7:1' is not ID=X"),
         (("generate", "x", "--coordinator", "nowhere"), "'nowhere'; it must be HOST:PORT"),
-        (("generate", "x", "--tls-ca", "/no/such/file"), "/no/such/file"),
+        (("generate", "x", "--tls-ca-file", "/no/such/file"), "/no/such/file"),
         (("status", "--colour"), "--colour"),
         (("statsu",), "'statsu'"),
         (("generate", "x", "--config", "/no/such/file"), "/no/such/file"),

@@ -36,10 +36,10 @@ async def test_an_encrypted_coordinator_is_reached_with_its_certificate_and_not_
     coordinator.credentials = grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
     await coordinator.start()
     try:
-        async with AsyncClient(coordinator.address, ca_file=cert) as client:
+        async with AsyncClient(coordinator.address, tls_ca_file=cert) as client:
             answer = await client.generate("hello", max_tokens=4, seed=1)
         assert answer.token_ids == tuple(expected_tokens(1, 4))
-        with Client(coordinator.address, ca_file=cert) as plain:
+        with Client(coordinator.address, tls_ca_file=cert) as plain:
             synchronous = await asyncio.to_thread(plain.generate, "hello", max_tokens=4, seed=1)
         assert synchronous.token_ids == answer.token_ids
         for tls in (False, True):  # unencrypted, and with the authorities of the system
