@@ -18,6 +18,8 @@ class GroupLoad:
     #: Submitted and not ended.
     sequences: int
     max_num_seqs: int
+    #: It takes nothing now, whatever room it has.
+    closed: bool = False
 
     @property
     def window(self) -> int:
@@ -29,7 +31,7 @@ class GroupLoad:
 
 def choose_group(groups: Iterable[GroupLoad]) -> str | None:
     """The group with the smallest share of its places taken; None if all have as much as they take."""
-    open_groups = [group for group in groups if group.sequences < group.window]
+    open_groups = [group for group in groups if group.sequences < group.window and not group.closed]
     if not open_groups:
         return None
     return min(open_groups, key=lambda group: (group.sequences / group.max_num_seqs, group.group_id)).group_id
@@ -79,9 +81,19 @@ class WaitingQueue:
                 return record
         return None
 
-    def pop_held(self, running: Collection[RequestRecord]) -> RequestRecord | None:
-        """One of those held apart that may join what runs in a group; see `suspicion`."""
-        record = next_held(self._held.values(), running) if self._held else None
+    @property
+    def must_isolate(self) -> bool:
+        """Somebody here may only be computed with nothing beside it."""
+        return any(record.suspicion.needs_isolation for record in self._held.values())
+
+    def pop_held(
+        self, running: Collection[RequestRecord], *, may_isolate: bool = True
+    ) -> RequestRecord | None:
+        """One of those held apart that may be computed in a group that runs these, or in their place if it must be
+        alone; see `suspicion`."""
+        if not self._held:
+            return None
+        record = next_held(self._held.values(), running, may_isolate=may_isolate)
         return None if record is None else self._held.pop(record.arrival)
 
     def discard(self, record: RequestRecord) -> None:

@@ -21,6 +21,10 @@ from ryzanstein.v1.shard_worker_pb2 import ExecuteResponse, SequenceOutput
 from .errors import internal
 from .observers import RequestMetrics
 from .requests import Ending, RequestRecord, Suspicion
+from .suspicion import is_innocent
+
+#: How often one request's stream from the leader may be wrong without a token in between before it is given up.
+_MOST_VIOLATIONS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class StepResult:
     generated: int = 0
     ended: list[Ended] = field(default_factory=list)
     broken: list[Broken] = field(default_factory=list)
-    #: Some request that a fault had touched has a token again.
+    #: Some request that a fault had touched has shown that it breaks nothing.
     cleared: bool = False
     #: Seconds from admission, of requests whose first token this was.
     first_tokens_s: list[float] = field(default_factory=list)
@@ -83,7 +87,8 @@ def record_step(
                 result.broken.append(Broken(record, f"token {output.first_index} came, {before} is next"))
                 continue
             _take_time(record, now, result)
-            if record.suspicion.breaks:
+            record.violations = 0
+            if record.suspicion.breaks and is_innocent(record, len(token_ids)):
                 record.suspicion = Suspicion()
                 result.cleared = True
             if not before:
@@ -141,6 +146,16 @@ def record_from_caller(record: RequestRecord, token_ids: Sequence[int]) -> Endin
     if len(recorded) >= spec.sampling.max_tokens:
         return Ending("length")
     return None
+
+
+def broken_off(record: RequestRecord) -> Ending | None:
+    """Counts that its stream from the leader is wrong; returns the ending if that was once too often since its last
+    token."""
+    record.violations += 1
+    if record.violations <= _MOST_VIOLATIONS:
+        return None
+    error = internal(f"the engine broke off {record.violations} times at token {len(record.output)}")
+    return Ending("error", error=error)
 
 
 def _take_time(record: RequestRecord, now: float, result: StepResult) -> None:

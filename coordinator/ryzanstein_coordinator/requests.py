@@ -90,10 +90,10 @@ SUSPECT_AFTER = 2
 
 @dataclass(slots=True)
 class Suspicion:
-    """Faults of its group since a request's last new token; see `suspicion`."""
+    """Faults of its group since a request last showed that it breaks nothing; see `suspicion`."""
 
     breaks: int = 0
-    #: Of these, while it was the only suspect there.
+    #: Of these: one while it was the only suspect there, the others while it was the only request there.
     alone: int = 0
     #: The memory ran out, and it was the largest request there.
     preempted: bool = False
@@ -106,6 +106,11 @@ class Suspicion:
     def is_held(self) -> bool:
         """It is not submitted with all the others."""
         return self.preempted or self.is_suspect
+
+    @property
+    def needs_isolation(self) -> bool:
+        """The next break is to say something about it for certain: nothing is computed beside it."""
+        return self.alone > 0
 
 
 @dataclass(slots=True, eq=False)
@@ -123,8 +128,10 @@ class RequestRecord:
     group_id: str | None = None
     #: Under which the leader knows it now; 0 while no leader does.
     sequence_id: int = 0
+    #: Tokens that it had when it was submitted last.
+    tokens_at_submission: int = 0
     cached_tokens: int = 0
-    #: How often its stream from the leader broke its promise.
+    #: How often its stream from the leader broke its promise since its last token.
     violations: int = 0
     suspicion: Suspicion = field(default_factory=Suspicion)
     ending: Ending | None = None

@@ -9,7 +9,7 @@ that this stream was given, and continues exactly where the record ends.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
@@ -19,13 +19,13 @@ from ryzanstein.v1.shard_worker_pb2 import EngineLimits, ExecuteResponse
 from ryzanstein.wire import unavailable
 
 from .dispatch import WaitingQueue, choose_group, replay_order
-from .errors import internal
 from .group_record import Cause
 from .observers import GroupEvents, NoGroupEvents, NoMetrics, RequestMetrics
 from .patience import RouterConfig, overdue
-from .recording import Broken, record_from_caller, record_step, tell_step
+from .recording import Broken, broken_off, record_from_caller, record_step, tell_step
 from .requests import Clock, Ending, Place, RequestRecord
 from .serving_group import ServingGroup
+from .serving_groups import ServingGroups
 from .suspicion import after_break
 
 if TYPE_CHECKING:  # the name exists for type checkers only
@@ -34,9 +34,6 @@ if TYPE_CHECKING:  # the name exists for type checkers only
 __all__ = ["Router", "RouterConfig"]
 
 _log = structlog.get_logger()
-
-#: How often one request's stream from the leader may be wrong before the request is given up.
-_MOST_VIOLATIONS = 3
 
 
 class Router:
@@ -56,10 +53,9 @@ class Router:
         self._clock = clock
         self._on_ended: Callable[[RequestRecord], None] = lambda _record: None
         self._on_changed: Callable[[], None] = lambda: None
-        self._groups: dict[str, ServingGroup] = {}
+        self._groups = ServingGroups(now=clock(), default_max_num_seqs=self._config.default_max_num_seqs)
         self._queue = WaitingQueue()
         self._last_sequence_id = 0
-        self._no_group_since: float | None = clock()
 
     def connect(self, *, on_ended: Callable[[RequestRecord], None], on_changed: Callable[[], None]) -> None:
         """The front door: told of every request that ends, whatever ended it, and when `tick` may be due
@@ -76,14 +72,14 @@ class Router:
         Returns how many requests that a group had before are submitted again. An epoch older than the known
         one is ignored.
         """
-        group = self._groups.setdefault(group_id, ServingGroup(group_id))
+        group = self._groups.of(group_id)
         if epoch < group.epoch:
             _log.warning("group_ready_of_old_epoch", group=group_id, epoch=epoch, current=group.epoch)
             return 0
         group.close()
         self._stall(group)
-        group.epoch, group.limits, group.lost_at, group.silent = epoch, limits, None, True
-        self._no_group_since = None
+        group.epoch, group.limits, group.silent = epoch, limits, True
+        self._groups.serves(group)
         returned = [record for record in self._queue.records() if record.timings.submitted_at is not None]
         resumed = len(group.stalled) + len(returned)
         group.open(
@@ -98,7 +94,7 @@ class Router:
     def group_lost(self, group_id: str, epoch: int, reason: str, cause: Cause | None = None) -> None:
         """The group does not serve any more. Its streams stall until it does, or until they move. `cause` tells
         whether a request may be what broke it."""
-        group = self._groups.get(group_id)
+        group = self._groups.find(group_id)
         if group is None or epoch < group.epoch or group.lost_at is not None:
             return
         group.close()
@@ -106,12 +102,11 @@ class Router:
         there, group.cut_off = [record for record in group.cut_off if record.ending is None], ()
         for given_up in after_break(there, cause, reason):
             self._finish(given_up.record, given_up.ending)
-        for record in there:
-            if record.place is Place.WAITING:
-                self._queue.push(record)  # held apart from now on, perhaps
-        group.epoch, group.lost_at = epoch, self._clock()
-        if all(other.lost_at is not None for other in self._groups.values()):
-            self._no_group_since = group.lost_at
+        self._wait(
+            record for record in there if record.place is Place.WAITING
+        )  # held apart from now on, perhaps
+        group.epoch = epoch
+        self._groups.lost(group, self._clock())
         _log.warning("group_lost", group=group_id, epoch=epoch, stalled=len(group.stalled), reason=reason)
         self._pump()
         self._on_changed()
@@ -121,32 +116,26 @@ class Router:
     @property
     def capacity(self) -> int:
         """Sequences that all known groups run at once."""
-        known = sum(group.limits.max_num_seqs for group in self._groups.values())
-        return known or self._config.default_max_num_seqs
+        return self._groups.capacity
 
     @property
     def epoch(self) -> int:
         """Of the (first) group; 0 before the first is formed."""
-        return next((group.epoch for group in self._groups.values()), 0)
+        return self._groups.epoch
 
     def counts(self) -> tuple[int, int]:
         """Requests that run, and that wait for a group or for a place in it."""
-        running = sum(len(group.running) for group in self._groups.values())
-        stalled = sum(len(group.stalled) for group in self._groups.values())
-        return running, stalled + len(self._queue)
+        return self._groups.running, self._groups.stalled + len(self._queue)
 
     def refusal(self, now: float) -> str | None:
         """Why nothing can be generated now nor soon; None while a request may hope."""
-        if self._no_group_since is None or now - self._no_group_since < self._config.no_group_grace_s:
-            return None
-        return f"no group has served for {now - self._no_group_since:.0f} s"
+        return self._groups.refusal(now, self._config.no_group_grace_s)
 
     def enqueue(self, record: RequestRecord) -> None:
         """A request that was admitted or revived: it goes to a group as soon as one has room."""
-        record.place = Place.WAITING
-        self._queue.push(record)
+        self._wait([record])
         self._pump()
-        if self._no_group_since is not None:
+        if self._groups.none_since is not None:
             self._on_changed()  # while it was read the grace may have run out: it must not wait for ever
 
     def end(self, record: RequestRecord, ending: Ending) -> None:
@@ -157,10 +146,11 @@ class Router:
     def extend(self, record: RequestRecord, token_ids: Sequence[int]) -> None:
         """The caller has more tokens of a living request than are recorded: theirs count; it goes on
         there."""
-        group = self._groups.get(record.group_id or "")
+        group = self._groups.find(record.group_id)
         ending = record_from_caller(record, token_ids)
         if ending is not None:
             self._finish(record, ending, flush=True)
+            self._pump()
             return
         self._queue.discard(record)
         if group is not None:
@@ -173,8 +163,8 @@ class Router:
         """What only time decides. Returns when to call again at the latest; None: nothing waits for time."""
         due = overdue(
             now,
-            self._groups.values(),
-            no_group_since=self._no_group_since,
+            list(self._groups),
+            no_group_since=self._groups.none_since,
             no_group_grace_s=self._config.no_group_grace_s,
             move_after_s=self._config.move_after_s,
         )
@@ -186,17 +176,19 @@ class Router:
 
     def close(self) -> None:
         """Closes all streams. Requests stay as they are."""
-        for group in self._groups.values():
+        for group in self._groups:
             group.close()
 
     # --- streams
 
     def _stream_opened(self, group: ServingGroup) -> None:
-        for record in replay_order(group.take_stalled()):
-            if record.suspicion.is_held:
-                record.place = Place.WAITING
-                self._queue.push(record)
-            else:
+        stalled = group.take_stalled()
+        self._wait(record for record in stalled if record.suspicion.is_held)
+        others = replay_order(record for record in stalled if not record.suspicion.is_held)
+        if self._queue.must_isolate:
+            self._wait(others)
+        else:
+            for record in others:
                 self._submit(group, record)
         self._pump()
         self._on_changed()  # another group's streams may move here
@@ -208,38 +200,45 @@ class Router:
         self._pump()
 
     def _stall(self, group: ServingGroup) -> None:
-        for record in group.stall():
-            record.place = Place.WAITING
-            self._queue.push(record)
+        self._wait(group.stall())
 
     def _move(self, group: ServingGroup) -> None:
         moving = group.take_stalled()
         _log.info("streams_moved", group=group.group_id, epoch=group.epoch, moved=len(moving))
-        for record in moving:
-            record.place = Place.WAITING
-            self._queue.push(record)
+        self._wait(moving)
         self._pump()
 
     def _give_up(self, now: float) -> None:
         reason = self.refusal(now) or "no group serves"
-        stalled = [record for group in self._groups.values() for record in group.stalled.values()]
+        stalled = [record for group in self._groups for record in group.stalled.values()]
         for record in [*self._queue.records(), *stalled]:
             self._finish(record, Ending("unavailable", error=unavailable(reason), revivable=True))
 
     # --- submitting
 
+    def _wait(self, records: Iterable[RequestRecord]) -> None:
+        """They are in no group, and wait for any."""
+        for record in records:
+            record.place = Place.WAITING
+            self._queue.push(record)
+
     def _pump(self) -> None:
         """Submits what waits, as long as a group has room."""
-        for group in self._groups.values():
-            held = self._queue.pop_held(group.running.values()) if group.ready else None
-            if held is not None:
-                self._submit(group, held)
+        for group in self._groups.least_loaded_first():
+            # One group at a time: the others' streams have somewhere to go.
+            alone = not any(other.isolating for other in self._groups if other is not group)
+            held = self._queue.pop_held(group.running.values(), may_isolate=alone)
+            if held is None:
+                continue
+            if held.suspicion.needs_isolation:
+                self._wait(group.take_running())  # they go on behind it
+            self._submit(group, held)
         while len(self._queue):
-            group_id = choose_group(group.load for group in self._groups.values() if group.ready)
+            group_id = choose_group(group.load for group in self._groups if group.ready)
             record = None if group_id is None else self._queue.pop()
             if group_id is None or record is None:
                 return
-            self._submit(self._groups[group_id], record)
+            self._submit(self._groups.of(group_id), record)
 
     def _submit(self, group: ServingGroup, record: RequestRecord) -> None:
         # A new id every time: what an earlier stream says about the request can't be taken for the new one's.
@@ -266,13 +265,13 @@ class Router:
             self._finish(ended.record, ended.ending, at_leader=ended.at_leader, flush=ended.flush)
         for broken in result.broken:
             self._submit_again(group, broken)
-        if result.ended or result.cleared:
+        if result.ended or result.cleared or result.broken:
             self._pump()
 
     def _submit_again(self, group: ServingGroup, broken: Broken) -> None:
         """From where the record ends, a few times; then it is given up."""
         record = broken.record
-        record.violations += 1
+        ending = broken_off(record)
         _log.error(
             "sequence_broken",
             group=group.group_id,
@@ -281,9 +280,8 @@ class Router:
             reason=broken.reason,
             times=record.violations,
         )
-        if record.violations > _MOST_VIOLATIONS:
-            error = internal(f"the engine broke off {record.violations} times at token {len(record.output)}")
-            self._finish(record, Ending("error", error=error))
+        if ending is not None:
+            self._finish(record, ending)
             return
         group.remove(record)
         self._submit(group, record)
@@ -292,7 +290,7 @@ class Router:
         self, record: RequestRecord, ending: Ending, *, at_leader: bool = False, flush: bool = False
     ) -> None:
         self._queue.discard(record)
-        group = self._groups.get(record.group_id or "")
+        group = self._groups.find(record.group_id)
         if group is not None:
             group.remove(record, at_leader=at_leader)
         record.end(ending, self._clock(), flush=flush)

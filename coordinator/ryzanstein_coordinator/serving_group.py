@@ -43,8 +43,14 @@ class ServingGroup:
         return self._open
 
     @property
+    def isolating(self) -> bool:
+        """It computes one suspect, and nothing may be computed beside it."""
+        return len(self.running) == 1 and next(iter(self.running.values())).suspicion.needs_isolation
+
+    @property
     def load(self) -> GroupLoad:
-        return GroupLoad(self.group_id, len(self.running), max(1, self.limits.max_num_seqs))
+        most = max(1, self.limits.max_num_seqs)
+        return GroupLoad(self.group_id, len(self.running), most, closed=self.isolating)
 
     def open(
         self,
@@ -79,6 +85,7 @@ class ServingGroup:
             self.stalled[record.arrival] = record
             return
         record.place, record.sequence_id = Place.RUNNING, sequence_id
+        record.tokens_at_submission = len(record.output)
         self.running[sequence_id] = record
         self._stream.submit(record)
 
@@ -89,6 +96,13 @@ class ServingGroup:
         if submitted and not at_leader and self._stream is not None:
             self._stream.cancel(record.sequence_id)
         record.sequence_id, record.group_id = 0, None
+
+    def take_running(self) -> list[RequestRecord]:
+        """Takes all out, the leader's step that is under way aside."""
+        taken = list(self.running.values())
+        for record in taken:
+            self.remove(record)
+        return taken
 
     def stall(self) -> list[RequestRecord]:
         """No message about what was submitted counts any more. Streams that had begun wait for this group;

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from ryzanstein_client import Client, QueueFull, RyzansteinError
+from ryzanstein_client import Client, InvalidRequest, RyzansteinError
 from tests.cluster.harness import BUNDLED_MODEL, Cluster
 
 from .chaos import wait_for_spares
@@ -142,8 +142,8 @@ def test_the_request_with_which_memory_runs_out_again_is_refused(quiet: Scene) -
     quiet.cluster.wait_for(lambda s: s["epoch"] > epoch, "the group breaks")
     quiet.failpoints.arm("step.computed", leader, "memory")
     asked.join(20)
-    assert isinstance(asked.failure, QueueFull)
-    assert "out of memory, twice, with this request of 3000 tokens" in str(asked.failure)
+    assert isinstance(asked.failure, InvalidRequest)
+    assert "this request of 3000 tokens (3000 of the prompt, 0 generated) is too large" in str(asked.failure)
 
 
 def test_a_request_that_breaks_its_group_each_time_is_given_up(tmp_path: Path) -> None:

@@ -73,11 +73,18 @@ class Checks:
             "Cancelled": client.cancelled,
             "NotFound": client.key in self._world.disk.unwritten,
             "QueueFull": len(self._world.clients) > 9 * self._world.setting.shape.sequences,
+            "InternalError": "the group broke" in client.reason and self._may_be_given_up(client),
             # Nothing can be generated and nobody says when: the library tells so those who have not begun.
             "Unavailable": not client.tokens and "no group has served" in client.reason,
         }
         if not honest.get(client.outcome, False):
             self.fail(f"{client.name} ended with {client.outcome}: {client.reason}")
+
+    def _may_be_given_up(self, client: Client) -> bool:
+        """Poison, or one who was there at five breaks: three are another's poison at most, never those in isolation."""
+        poison = self._world.poison
+        others = sum(fault.kind != "poison" for fault in self._world.inflicted)
+        return client.ask.request_id in poison or others + 3 * bool(poison) >= 5
 
     def accepted(self, group_id: str, epoch: int, response_epoch: int, placed_in: str | None) -> None:
         """A message of a leader was recorded."""

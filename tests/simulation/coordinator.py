@@ -153,7 +153,7 @@ class Coordinator(Endpoint):
             case actions.AnnounceReady():
                 self._announce_ready(action)
             case actions.AnnounceLost():
-                self.router.group_lost(action.group_id, action.epoch, action.reason)
+                self.router.group_lost(action.group_id, action.epoch, action.reason, action.cause)
             case actions.DrainProcess():
                 self.calls.drain(action)
             case actions.DropWorker():

@@ -19,10 +19,11 @@ from ryzanstein_coordinator import (
     recording,
     router,
     serving_group,
+    suspicion,
 )
 from ryzanstein_coordinator.draft import Draft
 from ryzanstein_coordinator.output import RecordedOutput
-from ryzanstein_coordinator.requests import Ending, RequestRecord
+from ryzanstein_coordinator.requests import Ending, RequestRecord, Suspicion
 from ryzanstein_coordinator.serving_group import ServingGroup
 from ryzanstein_shard_worker import kv_cache, scheduler
 
@@ -187,6 +188,18 @@ def blame_the_leader(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(failure_recovery, "_culprit", culprit)
 
 
+def suspects_in_company(patch: pytest.MonkeyPatch) -> None:
+    """A suspect is always computed beside the others, and one token makes anybody innocent. (It was so, once.)"""
+    patch.setattr(Suspicion, "needs_isolation", property(lambda _self: False))
+    patch.setattr(suspicion, "_INNOCENT_TOKENS", 1)
+
+
+def lose_who_makes_room(patch: pytest.MonkeyPatch) -> None:
+    """Those that are taken out for one that must be alone are forgotten."""
+    real = ServingGroup.take_running
+    patch.setattr(ServingGroup, "take_running", lambda self: (real(self), [])[1])
+
+
 #: What is wrong, and which faults make it show; none: whichever come.
 DEFECTS: dict[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]] = {
     record_whatever_comes: (),
@@ -200,4 +213,6 @@ DEFECTS: dict[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]] = {
     lose_the_end: ("kill_coordinator",),
     stay_ready: (),
     blame_the_leader: (),
+    suspects_in_company: ("poison",),
+    lose_who_makes_room: ("poison",),
 }

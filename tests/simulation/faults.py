@@ -37,6 +37,7 @@ class Faults:
             "client_leaves": lambda f: self._client(f, lambda c: c.leave_for(f.amount)),
             "client_cut": lambda f: self._client(f, lambda c: c.cut_off()),
             "cancel": lambda f: self._client(f, lambda c: c.cancel()),
+            "poison": self._poison,
         }
 
     def inflict(self, fault: Fault) -> None:
@@ -44,6 +45,7 @@ class Faults:
         self._world.note("FAULT %s %d %.3f", fault.kind, fault.target, fault.amount)
         if not self._world.workers:
             return  # the first has not come yet
+        self._world.inflicted.append(fault)
         self._kinds[fault.kind](fault)
         self._world.replan_ticks()
 
@@ -191,6 +193,11 @@ class Faults:
         clients = list(self._world.clients.values())
         if clients:
             act(clients[fault.target % len(clients)])
+
+    def _poison(self, fault: Fault) -> None:
+        """From now on a request takes its group along: at once, or only when it is decoded."""
+        tokens = int(fault.amount < 0.5)
+        self._client(fault, lambda c: self._world.poison.update({c.ask.request_id: tokens}))
 
     def _stop_s(self, fault: Fault) -> float:
         """Half of them shorter than a lease."""

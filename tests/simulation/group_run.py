@@ -168,6 +168,10 @@ class GroupRun:
         self._step = None
         plan = shard_worker_pb2.StepPlan.FromString(step.plan)
         batch = self._advance_all(plan)
+        if self._poisoned(batch):
+            self._world.note("%s computes poison in step %d", self.group_id, plan.step)
+            self._world.end_worker(self.members[int(self._world.random() * len(self.members))])
+            return
         self._sampled = [
             (sequence, next_token(sequence.tokens, sequence.params.seed)) for sequence in batch.sampling
         ]
@@ -175,6 +179,17 @@ class GroupRun:
         if batch.slices or batch.dropped or step.arrived:
             self.leader.publish(self, self._response(step, batch))
         self.poke()
+
+    def _poisoned(self, batch: Batch) -> bool:
+        """A process dies of what it computes."""
+        poison = self._world.poison
+        if not poison:
+            return False
+        return any(
+            piece.sequence.num_output - piece.sequence.num_replayed >= poison[piece.sequence.request_id]
+            for piece in batch.slices
+            if piece.sequence.request_id in poison
+        )
 
     def _advance_all(self, plan: shard_worker_pb2.StepPlan) -> Batch:
         """Every rank applies the plan and schedules: all must come to the same batch and state."""

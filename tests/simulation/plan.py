@@ -58,6 +58,9 @@ class Plan:
     late_by_s: float = 1.0
 
 
+#: How many schedules have a poison request.
+_POISONED = 0.08
+
 #: Kinds, and how likely each is.
 KINDS = {
     "kill": 22,
@@ -78,6 +81,7 @@ KINDS = {
     "client_leaves": 8,
     "client_cut": 6,
     "cancel": 6,
+    "poison": 0,  # a part of all schedules has it besides
 }
 _KINDS, _WEIGHTS = list(KINDS), list(KINDS.values())
 
@@ -123,12 +127,17 @@ def plan_of(seed: int, kinds: tuple[str, ...] = ()) -> Plan:
         )
         for kind in rng.choices(kinds or _KINDS, None if kinds else _WEIGHTS, k=1 + int(rng.random() * 5))
     )
+    restart_s, load_s = rng.choice((0.05, 0.5, 1.5)), rng.choice((0.005, 0.05, 0.4))
+    late_workers = 1 if rng.random() < 0.1 else 0
+    if rng.random() < _POISONED and not kinds:
+        poison = Fault(FAULTS_WITHIN_S * rng.random() ** 2, "poison", int(rng.random() * 64), rng.random())
+        faults = (*faults, poison)
     return Plan(
         seed=seed,
         shape=shape,
         asks=asks,
         faults=tuple(sorted(faults, key=lambda fault: fault.at_s)),
-        restart_s=rng.choice((0.05, 0.5, 1.5)),
-        load_s=rng.choice((0.005, 0.05, 0.4)),
-        late_workers=1 if rng.random() < 0.1 else 0,
+        restart_s=restart_s,
+        load_s=load_s,
+        late_workers=late_workers,
     )

@@ -9,13 +9,17 @@ from typing import Any
 
 import structlog
 
+#: Why a request was given up. Whether that was right is looked at when its client hears of it.
+_SUSPECT = "the group broke "
+
 
 @contextlib.contextmanager
 def errors_only(on_error: Callable[[str], None]) -> Iterator[None]:
     """Until the end, errors go to `on_error` and the rest nowhere."""
 
     def tell(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
-        on_error(f"logged as an error: {dict(event)}")
+        if not str(event.get("reason", "")).startswith(_SUSPECT):
+            on_error(f"logged as an error: {dict(event)}")
         raise structlog.DropEvent
 
     before = structlog.get_config()

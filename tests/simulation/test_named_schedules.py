@@ -112,6 +112,21 @@ def test_a_client_comes_back_while_its_request_is_replayed(back_s: float) -> Non
     check(plan(), (0.3, leave))
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_a_long_prompt_is_not_blamed_for_poison_beside_it(ranks: int, groups: int, tokens: int) -> None:
+    """With 1, the poison has a token of each prefill: within that time the long prompt never has one."""
+    shape = Shape(ranks=ranks, groups=groups, blocks=10, sequences=4, batched_tokens=4)
+    long = Ask(at_s=0.21, request_id="long", prompt=tuple(range(2, 30)), seed=9, max_tokens=12)
+    asks = (*ASKS[:3], long)
+    the_plan = Plan(seed=1, shape=shape, asks=asks, faults=(), restart_s=0.05, load_s=0.005)
+    outcome = run_plan(the_plan, [(0.1, lambda world: world.poison.update(r0=tokens))], traced=True)
+    outcome.check()
+    assert outcome.endings["r0"][0] == "InternalError"
+    assert {outcome.endings[name][0] for name in ("r1", "r2", "long")} <= {"stop", "length"}
+
+
 def test_a_cancel_races_with_the_end() -> None:
     ends_s = run_plan(plan()).endings["r0"][2] - 100.0
     for half_milliseconds in range(-20, 21):

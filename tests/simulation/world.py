@@ -17,7 +17,7 @@ from .disk import Disk
 from .group_run import GroupRun
 from .model import END_IDS
 from .network import Connection, Endpoint, Lane
-from .plan import Ask, Plan
+from .plan import Ask, Fault, Plan
 from .rendezvous import Rendezvous
 from .setting import MAX_MODEL_LEN, setting_of
 from .timeline import Run, Timeline
@@ -51,6 +51,9 @@ class World:
         #: Groups that stand, or whose ranks have not all found out yet.
         self.runs: list[GroupRun] = []
         self.clients: dict[str, Client] = {}
+        #: Requests that break their group → tokens that each gets of one submission before it does.
+        self.poison: dict[str, int] = {}
+        self.inflicted: list[Fault] = []
         self.unfinished = 0
         self._numbers = 0
         self._lives = 0

@@ -61,6 +61,10 @@ class _Sequence:
     submitted: SubmitSequence
     output: list[int]
     ends: frozenset[int]
+    #: Tokens that are prefilled before the first one is sampled.
+    uncomputed: int = 0
+    #: Tokens sampled since it was submitted.
+    sampled: int = 0
 
 
 @dataclass(eq=False)
@@ -75,6 +79,8 @@ class Leader:
     #: Called before every step with the outputs it is about to send, which it may change.
     spoil: Callable[[ExecuteResponse], None] = lambda _response: None
     step_s: float = 0.0
+    #: Tokens of each sequence that a step prefills; 0: all at once.
+    prefill: int = 0
 
     def __post_init__(self) -> None:
         self.submissions: list[SubmitSequence] = []
@@ -115,6 +121,12 @@ class Leader:
     def running(self) -> int:
         return len(self._sequences)
 
+    @property
+    def sampled(self) -> dict[str, int]:
+        """By request id, of what runs: tokens since it was submitted, with those of the step that is about to be
+        sent."""
+        return {one.submitted.request_id: one.sampled for one in self._sequences.values()}
+
     def allow(self, tokens: int | None) -> None:
         """So many more tokens; None: as many as are asked for."""
         self.budget = tokens
@@ -143,7 +155,7 @@ class Leader:
     async def _execute(
         self, request_iterator: AsyncIterator[ExecuteRequest], context: Any
     ) -> AsyncIterator[ExecuteResponse]:
-        self._sequences.clear()
+        mine = self._sequences = {}
         commands = asyncio.create_task(self._take(request_iterator))
         try:
             while True:
@@ -158,6 +170,7 @@ class Leader:
                 await asyncio.sleep(self.step_s)
         finally:
             commands.cancel()
+            mine.clear()
 
     async def _take(self, commands: AsyncIterator[ExecuteRequest]) -> None:
         async for command in commands:
@@ -169,7 +182,8 @@ class Leader:
                 self.submissions.append(submitted)
                 ends = frozenset([*submitted.eos_token_ids, *submitted.sampling.stop_token_ids])
                 emitted = list(submitted.emitted_token_ids)
-                self._sequences[submitted.sequence_id] = _Sequence(submitted, emitted, ends)
+                uncomputed = len(submitted.prompt_token_ids) + len(emitted) if self.prefill else 0
+                self._sequences[submitted.sequence_id] = _Sequence(submitted, emitted, ends, uncomputed)
             self._work.set()
 
     def _step(self) -> ExecuteResponse | None:
@@ -181,8 +195,13 @@ class Leader:
             return None
         scored = [output for sequence in batch for output in self._score(sequence)]
         stats = SchedulerStats(running=len(batch), waiting=len(self._sequences) - len(batch))
-        outputs = [*scored, *map(self._advance, batch)]
+        outputs = [*scored, *map(self._advance, filter(self._computed, batch))]
         return ExecuteResponse(epoch=self.epoch, step=self.steps, outputs=outputs, stats=stats)
+
+    def _computed(self, sequence: _Sequence) -> bool:
+        """Prefills a piece of it; whether that was the last one."""
+        sequence.uncomputed = max(0, sequence.uncomputed - self.prefill)
+        return sequence.uncomputed == 0
 
     def _score(self, sequence: _Sequence) -> list[SequenceOutput]:
         """The logprobs of a prompt, in two parts, when it is computed: the token's own id is its logprob."""
@@ -215,6 +234,7 @@ class Leader:
         token_id = self.next_token(submitted, sequence.output)
         index = len(sequence.output)
         sequence.output.append(token_id)
+        sequence.sampled += 1
         reason: FinishReason.ValueType = FINISH_REASON_UNSPECIFIED
         if token_id in sequence.ends:
             reason = FINISH_REASON_STOP

@@ -166,6 +166,25 @@ async def test_a_gap_or_an_overlap_is_generated_again(
     assert tokens == leader.expected([11], max_tokens=20)
 
 
+async def test_a_long_stream_may_have_many_hiccups_with_tokens_in_between(
+    path: RequestPath, new_leader: NewLeader
+) -> None:
+    left = set(range(1, 60, 6))
+
+    def hiccup(response: ExecuteResponse) -> None:
+        if response.outputs[0].first_index in left:
+            left.remove(response.outputs[0].first_index)
+            response.outputs[0].first_index += 1
+
+    leader = await new_leader(spoil=hiccup)
+    path.serve(leader)
+
+    tokens, _, _ = await read_all(await path.ask([11], max_tokens=60))
+
+    assert not left
+    assert tokens == leader.expected([11], max_tokens=60)
+
+
 async def test_a_sequence_that_breaks_again_and_again_is_given_up(
     path: RequestPath, new_leader: NewLeader
 ) -> None:
