@@ -65,8 +65,11 @@ class Stream:
 class Traffic:
     """`streams` places that are never empty, for as long as the block lasts. `failures` must stay empty."""
 
-    def __init__(self, address: str, requests: Sequence[Request], *, streams: int) -> None:
+    def __init__(
+        self, address: str, requests: Sequence[Request], *, streams: int, api_key: str | None = None
+    ) -> None:
         self._address = address
+        self._api_key = api_key
         self._requests = list(requests)
         self._reference: dict[int, tuple[int, ...]] = {}
         self.streams = [Stream(number) for number in range(streams)]
@@ -140,7 +143,7 @@ class Traffic:
         return [stream.stall_s(fault_at) for stream in self.streams]
 
     async def _learn(self) -> None:
-        async with AsyncClient(self._address, connect_timeout_s=60) as client:
+        async with AsyncClient(self._address, api_key=self._api_key, connect_timeout_s=60) as client:
             completions = await asyncio.gather(
                 *(client.generate(list(request.prompt), **request.options) for request in self._requests)
             )
@@ -149,7 +152,7 @@ class Traffic:
         }
 
     async def _run(self) -> None:
-        async with AsyncClient(self._address, connect_timeout_s=60) as client:
+        async with AsyncClient(self._address, api_key=self._api_key, connect_timeout_s=60) as client:
             await asyncio.gather(*(self._keep_asking(client, stream) for stream in self.streams))
 
     async def _keep_asking(self, client: AsyncClient, stream: Stream) -> None:
