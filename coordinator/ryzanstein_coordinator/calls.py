@@ -201,6 +201,8 @@ def limits_message(limits: EngineBounds) -> shard_worker_pb2.EngineLimits:
         max_num_seqs=limits.max_num_seqs,
         max_batched_tokens=limits.max_batched_tokens,
         memory_bytes=limits.memory_bytes,
+        prefix_caching=limits.prefix_caching,
+        max_decode_slowdown=limits.max_decode_slowdown,
     )
 
 

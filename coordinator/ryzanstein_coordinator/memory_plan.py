@@ -165,6 +165,8 @@ class MemoryPlanner:
             ),
             needed_bytes=max(ledger.budget - ledger.free for ledger in plan.ledgers),
             memory_bytes=min(ledger.budget for ledger in plan.ledgers),
+            prefix_caching=self._config.prefix_caching,
+            max_decode_slowdown=self._config.max_decode_slowdown,
         )
         return replace(plan, bounds=bounds, notes=notes)
 

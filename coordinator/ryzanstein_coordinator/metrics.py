@@ -65,8 +65,8 @@ class Metrics:
             "Share of the KV blocks of all groups that is in use.",
             registry=self.registry,
         )
-        self._prefix_queries = counter("prefix_cache_queries", "Prompt blocks looked up in the prefix cache.")
-        self._prefix_hits = counter("prefix_cache_hits", "Prompt blocks found in the prefix cache.")
+        self._prefix_queries = counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")
+        self._prefix_hits = counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
         self._preemptions = counter("preemptions", "Sequences that lost their blocks and began again.")
         self._step_s = histogram(
             "step_duration_seconds",

@@ -15,6 +15,7 @@ from .communication import CommunicationError, CommunicationProfiler
 from .inbox import Inbox
 from .kv_cache import BlockAllocator
 from .memory_errors import is_out_of_memory
+from .prefill_pace import PrefillPace
 from .process_groups import Group
 from .scheduler import Limits, Scheduler
 from .step_loop import Progress, Publish, RunsBatches, StepLoop, follow, lead
@@ -50,10 +51,14 @@ def run_steps(
     membership.progress.patience_s = request.collective_timeout_s
     scheduler = Scheduler(
         Limits(limits.max_num_seqs, limits.max_batched_tokens, request.model.max_model_len),
-        BlockAllocator(limits.num_blocks, limits.block_size),
+        # Pages of an earlier epoch are never found: a rank that was replaced doesn't have them.
+        BlockAllocator(limits.num_blocks, limits.block_size, prefix_caching=limits.prefix_caching),
     )
+    pace = None
+    if limits.max_decode_slowdown > 1.0:
+        pace = PrefillPace(limits.max_decode_slowdown, limits.max_batched_tokens)
     loop = StepLoop(
-        request.epoch, membership.profiler, group.step_channel, scheduler, runner, membership.progress
+        request.epoch, membership.profiler, group.step_channel, scheduler, runner, membership.progress, pace
     )
     try:
         if group.rank == 0:

@@ -7,10 +7,10 @@ import itertools
 import torch
 from torch import Tensor
 
+from .batch import Batch
 from .kv_cache import BlockAllocator
 from .models import Decoder
 from .paged_attention import KVPool, StepLayout, make_attend
-from .scheduler import Batch
 
 
 class Runner:

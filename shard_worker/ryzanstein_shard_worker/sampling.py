@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ryzanstein.v1 import sampling_pb2
 
+from .batch import Slice
 from .philox import gumbel_noise
-from .scheduler import Slice
 from .sequence import Sequence
 
 

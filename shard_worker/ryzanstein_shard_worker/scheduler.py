@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from ryzanstein.v1 import sampling_pb2, shard_worker_pb2
 
+from .batch import Batch, Room, Slice
 from .kv_cache import BlockAllocator, blocks_for
+from .prefix_cache import PrefixCache
 from .sequence import UNFINISHED, FinishReason, Sequence
 
 #: Prompt tokens whose logprobs one step can always give. Each takes a row of logits, as wide as the vocabulary; more
@@ -32,58 +34,17 @@ class Limits:
     max_model_len: int
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """The part of one sequence that a step computes: tokens [start, start + count)."""
-
-    sequence: Sequence
-    start: int
-    count: int
-    #: The slice reaches the last token, so the next one can be sampled from its last row.
-    samples: bool
-
-    @property
-    def num_scored(self) -> int:
-        """Rows from the start whose logits predict a token of the prompt that was asked about."""
-        if not self.sequence.scores_prompt:
-            return 0
-        return max(0, min(self.start + self.count, self.sequence.num_prompt - 1) - self.start)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One step: the rows of all slices, one after another."""
-
-    slices: tuple[Slice, ...]
-    #: Sequences that ended without a token of this step, with the reason.
-    dropped: tuple[tuple[Sequence, FinishReason.ValueType, str], ...] = ()
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(piece.count for piece in self.slices)
-
-    @property
-    def kind(self) -> str:
-        """ "idle", "decode" or, if any sequence computes more than its last token, "prefill"."""
-        if not self.slices:
-            return "idle"
-        return "prefill" if any(piece.count > 1 for piece in self.slices) else "decode"
-
-    @property
-    def sampling(self) -> list[Sequence]:
-        """The sequences that get a token, in the order of their rows."""
-        return [piece.sequence for piece in self.slices if piece.samples]
-
-
 class Scheduler:
     """The queue, the running sequences and the blocks of one rank."""
 
     def __init__(self, limits: Limits, allocator: BlockAllocator) -> None:
         self.limits = limits
         self.allocator = allocator
+        self.prefixes = PrefixCache(allocator)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.preemptions_total = 0
+        self._prefill_tokens = limits.max_batched_tokens
 
     @property
     def has_work(self) -> bool:
@@ -95,11 +56,14 @@ class Scheduler:
         for sampled in plan.sampled:
             self._append(by_id[sampled.sequence_id], sampled.token_ids)
         for departure in plan.departures:
-            self.remove(departure.sequence_id)
+            self._depart(departure)
         for arrival in plan.arrivals:
             self.waiting.append(Sequence.from_wire(arrival))
         if plan.arrivals:
             self.waiting.sort(key=_queue_order)
+        self._prefill_tokens = (
+            plan.prefill_tokens if plan.HasField("prefill_tokens") else self.limits.max_batched_tokens
+        )
 
     def remove(self, sequence_id: int) -> Sequence | None:
         """Takes a sequence out, wherever it is, and frees its blocks. None if it had ended by itself."""
@@ -114,55 +78,74 @@ class Scheduler:
     def schedule(self) -> Batch:
         """The next batch; its slices count as computed from now on.
 
-        Decoding sequences come first, so that a long prompt never makes a running stream stutter; what is left of
-        the token budget goes to prefills in the order of the queue.
+        Decoding sequences come first, all of them, so that a long prompt never makes a running stream stutter. What
+        is left of the tokens goes to prefills in the order of the queue, and while anybody decodes no more than the
+        plan allows.
         """
         dropped: list[tuple[Sequence, FinishReason.ValueType, str]] = []
-        slices: list[Slice] = []
+        room = Room(
+            tokens=self.limits.max_batched_tokens,
+            scored=max(MIN_SCORED_TOKENS, self.limits.max_num_seqs - len(self.running)),
+            prefill=self._prefill_tokens,
+        )
+        self._go_on(room, dropped)
+        self._admit(room, dropped)
+        return Batch(tuple(room.slices), tuple(dropped))
+
+    def _go_on(self, room: Room, dropped: list[tuple[Sequence, FinishReason.ValueType, str]]) -> None:
+        """Slices of the sequences that run, those that decode first."""
         kept: set[int] = set()  # ids of the sequences in the batch
-        budget = self.limits.max_batched_tokens
-        scored = max(MIN_SCORED_TOKENS, self.limits.max_num_seqs - len(self.running))
         for sequence in sorted(self.running, key=lambda s: s.num_uncomputed > 1):
-            if budget == 0:
+            if room.tokens == 0:
                 break
             if not sequence.blocks:  # pre-empted for one before it
                 continue
-            count = _count(sequence, budget, scored)
+            count = room.count(sequence, sequence.num_computed)
             if count == 0:
                 continue
             if not self._make_room(sequence, count, kept):
-                if len(self.running) == 1 and not slices:
+                if len(self.running) == 1 and not room.slices:
                     dropped.append(self._drop_too_long(sequence))
                 else:
                     self._preempt(sequence)
                 continue
-            slices.append(self._take(sequence, count))
+            room.take(self._take(sequence, count))
             kept.add(sequence.sequence_id)
-            budget -= count
-            scored -= slices[-1].num_scored
-        while self.waiting and budget > 0 and len(self.running) < self.limits.max_num_seqs:
+
+    def _admit(self, room: Room, dropped: list[tuple[Sequence, FinishReason.ValueType, str]]) -> None:
+        """Slices of sequences that waited."""
+        size = self.allocator.block_size
+        while self.waiting and room.tokens > 0 and len(self.running) < self.limits.max_num_seqs:
             sequence = self.waiting[0]
             # Room for all of its tokens and the next: admitting less would only pre-empt it again.
-            needed = blocks_for(len(sequence.tokens) + 1, self.allocator.block_size)
+            needed = blocks_for(len(sequence.tokens) + 1, size)
             if needed > self.allocator.num_blocks - 1:
                 dropped.append(self._drop_too_long(sequence))
                 continue
-            if not self.allocator.can_allocate(needed):
-                break
-            count = _count(sequence, budget, scored)
-            if count == 0:
+            found = self.prefixes.find(sequence)
+            count = room.count(sequence, len(found) * size)
+            # And for the next block of everybody who runs: whoever comes last is the first to be pre-empted.
+            new = needed - len(found)
+            if count == 0 or not self.allocator.can_allocate(new + len(self.running), beside=found):
                 break
             self.waiting.pop(0)
             self.running.append(sequence)
-            sequence.blocks = self.allocator.allocate(needed)
-            slices.append(self._take(sequence, count))
-            budget -= count
-            scored -= slices[-1].num_scored
-        return Batch(tuple(slices), tuple(dropped))
+            self.allocator.share(found)
+            sequence.blocks = found + self.allocator.allocate(new)
+            sequence.num_computed = len(found) * size
+            self.prefixes.admitted(sequence, len(found))
+            room.take(self._take(sequence, count))
 
     def state_hash(self) -> int:
         """64 bits over everything that the next batch depends on: equal on all ranks or something is wrong."""
-        numbers = [self.allocator.num_free, len(self.running), len(self.waiting)]
+        allocator = self.allocator
+        numbers = [
+            allocator.num_free,
+            allocator.num_idle,
+            allocator.fingerprint,
+            len(self.running),
+            len(self.waiting),
+        ]
         for sequence in self.running:
             numbers += (
                 sequence.sequence_id,
@@ -182,12 +165,21 @@ class Scheduler:
             blocks_used=self.allocator.num_used,
             blocks_total=self.allocator.num_blocks - 1,
             preemptions_total=self.preemptions_total,
+            prefix_queries_total=self.prefixes.queries_total,
+            prefix_hits_total=self.prefixes.hits_total,
         )
 
     def check_integrity(self) -> None:
-        """Every block is free or belongs to one running sequence; nothing waits with blocks."""
+        """Every block is free, kept for others, or belongs to running sequences; nothing waits with blocks."""
         self.allocator.check_integrity(sequence.blocks for sequence in self.running)
         assert not any(sequence.blocks for sequence in self.waiting)
+
+    def _depart(self, departure: shard_worker_pb2.Departure) -> None:
+        if departure.reason == sampling_pb2.FINISH_REASON_ERROR:  # NaN, perhaps: nobody is to begin with it
+            for sequence in self.running:
+                if sequence.sequence_id == departure.sequence_id:
+                    self.allocator.forget(sequence.blocks)
+        self.remove(departure.sequence_id)
 
     def _append(self, sequence: Sequence, tokens: SequenceOf[int]) -> None:
         for token in tokens:
@@ -200,6 +192,7 @@ class Scheduler:
     def _take(self, sequence: Sequence, count: int) -> Slice:
         start = sequence.num_computed
         sequence.num_computed += count
+        self.prefixes.publish(sequence)
         return Slice(sequence, start, count, samples=sequence.num_computed == len(sequence.tokens))
 
     def _make_room(self, sequence: Sequence, count: int, kept: set[int]) -> bool:
@@ -219,10 +212,10 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Back to the queue; its tokens stay, their keys and values are computed again."""
+        """Back to the queue; its tokens stay, their keys and values are computed again, but for those still found."""
         self.running.remove(sequence)
         self.allocator.free(sequence.blocks)
-        sequence.num_computed = 0
+        sequence.num_computed = sequence.num_published = 0
         self.waiting.append(sequence)
         self.waiting.sort(key=_queue_order)
         self.preemptions_total += 1
@@ -233,13 +226,6 @@ class Scheduler:
             f"{len(sequence.tokens)} tokens don't fit into the KV cache of {self.allocator.capacity_tokens}"
         )
         return sequence, sampling_pb2.FINISH_REASON_ERROR, message
-
-
-def _count(sequence: Sequence, budget: int, scored: int) -> int:
-    """Tokens of the sequence that one step may still compute; `scored` of them may be of a prompt that is scored."""
-    if sequence.scores_prompt and sequence.num_computed < sequence.num_prompt - 1:
-        budget = min(budget, scored)
-    return min(sequence.num_uncomputed, budget)
 
 
 def _queue_order(sequence: Sequence) -> tuple[int, bool, int, int]:

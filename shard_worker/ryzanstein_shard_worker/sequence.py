@@ -31,8 +31,15 @@ class Sequence:
     priority: int
     stop_ids: frozenset[int]
     max_tokens: int
+    #: Shares cached blocks with sequences of the same salt only.
+    cache_salt: bytes = b""
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    #: Prompt tokens that others had computed when it began; None: it has not begun, or was not to look.
+    num_cached: int | None = None
+    #: Keys of its first full blocks, as far as anybody asked; the first `num_published` blocks can be found by them.
+    block_keys: list[bytes] = field(default_factory=list)
+    num_published: int = 0
 
     @classmethod
     def from_wire(cls, message: shard_worker_pb2.SubmitSequence) -> Sequence:
@@ -48,6 +55,7 @@ class Sequence:
             priority=message.priority,
             stop_ids=frozenset((*message.eos_token_ids, *message.sampling.stop_token_ids)),
             max_tokens=message.sampling.max_tokens,
+            cache_salt=message.cache_salt,
         )
 
     @property

@@ -16,10 +16,12 @@ from torch import Tensor
 from ryzanstein.failpoints import failpoint
 from ryzanstein.v1 import sampling_pb2, shard_worker_pb2
 
+from .batch import Batch
 from .communication import CommunicationProfiler, StepChannel
 from .inbox import Inbox
+from .prefill_pace import PrefillPace
 from .sampling import Sampled, Scored, sample, score
-from .scheduler import Batch, Scheduler
+from .scheduler import Scheduler
 from .sequence import UNFINISHED
 
 Publish = Callable[[shard_worker_pb2.ExecuteResponse], None]
@@ -65,6 +67,8 @@ class StepLoop:
     scheduler: Scheduler
     runner: RunsBatches
     progress: Progress
+    #: On the leader: how much a step may prefill beside streams that decode. None: as much as fits.
+    pace: PrefillPace | None = None
 
     def compute(self, plan: shard_worker_pb2.StepPlan) -> tuple[Batch, Tensor | None]:
         """Applies the plan and runs the batch that follows from it; an empty one is a keep-alive of all ranks."""
@@ -110,6 +114,8 @@ def lead(loop: StepLoop, inbox: Inbox, publish: Publish, *, keep_alive_s: float)
                 )
             else:
                 plan.sampled.add(sequence_id=result.sequence.sequence_id, token_ids=[result.token])
+        if loop.pace is not None:
+            plan.prefill_tokens = loop.pace.tokens(_going_on(loop.scheduler, sampled))
         failpoint("step.planned")
         loop.channel.send(plan.SerializeToString())
         if plan.stop:
@@ -123,6 +129,11 @@ def lead(loop: StepLoop, inbox: Inbox, publish: Publish, *, keep_alive_s: float)
         now = time.monotonic()
         loop.handler.step_finished()
         loop.progress.finished(step, started_at, now)
+        if loop.pace is not None:
+            streams = batch.num_decoding
+            loop.pace.stepped(
+                streams, batch.num_tokens - streams, now - started_at, allowed=plan.prefill_tokens
+            )
         if batch.slices or batch.dropped or arrived:
             publish(_response(loop, step, batch, sampled, scored, now - started_at))
 
@@ -156,6 +167,15 @@ def follow(loop: StepLoop, *, timeout_s: float) -> None:
         loop.compute(plan)
         loop.handler.step_finished()
         loop.progress.finished(step, started_at, time.monotonic())
+
+
+def _going_on(scheduler: Scheduler, sampled: list[Sampled]) -> int:
+    """How many streams the next step decodes, if nobody leaves."""
+    longest = scheduler.limits.max_model_len
+    return sum(
+        not result.error and result.sequence.finish_reason(result.token, longest) == UNFINISHED
+        for result in sampled
+    )
 
 
 def _response(
@@ -194,6 +214,7 @@ def _response(
             token_ids=[result.token],
             logprobs=[] if result.logprobs is None else [result.logprobs],
             finish_reason=sequence.finish_reason(result.token, max_model_len),
+            cached_tokens=(sequence.num_cached or 0) if sequence.num_output == sequence.num_replayed else 0,
         )
     for sequence, reason, error in batch.dropped:
         assert reason != UNFINISHED

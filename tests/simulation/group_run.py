@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from ryzanstein.v1 import sampling_pb2, shard_worker_pb2
 from ryzanstein_coordinator.group_record import EngineBounds
 from ryzanstein_coordinator.worker_record import FaultReport
+from ryzanstein_shard_worker.batch import Batch
 from ryzanstein_shard_worker.inbox import Arrived, Inbox
 from ryzanstein_shard_worker.kv_cache import BlockAllocator
-from ryzanstein_shard_worker.scheduler import Batch, Limits, Scheduler
+from ryzanstein_shard_worker.scheduler import Limits, Scheduler
 from ryzanstein_shard_worker.sequence import Sequence
 
 from .model import next_token
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 #: An idle leader plans nothing so often.
 KEEP_ALIVE_S = 0.1
+#: What leaders measure and so allow beside streams that decode; None: as much as fits.
+_PREFILL_TOKENS = (None, 4, 0, 16)
 
 
 @dataclass(slots=True)
@@ -48,9 +51,9 @@ class GroupRun:
         self.members = members
         self.inside = list(members)
         limits = Limits(bounds.max_num_seqs, bounds.max_batched_tokens, bounds.max_model_len)
-        self.schedulers = [
-            Scheduler(limits, BlockAllocator(bounds.num_blocks, bounds.block_size)) for _ in members
-        ]
+        pool = bounds.num_blocks, bounds.block_size
+        caching = bounds.prefix_caching
+        self.schedulers = [Scheduler(limits, BlockAllocator(*pool, prefix_caching=caching)) for _ in members]
         self.inbox = Inbox()
         self.steps = 0
         self.last_step_s = world.now_s
@@ -149,6 +152,7 @@ class GroupRun:
             arrivals=arrived.arrivals,
             departures=arrived.departures,
             state_hash=scheduler.state_hash(),
+            prefill_tokens=_PREFILL_TOKENS[self.steps % len(_PREFILL_TOKENS)],
         )
         for sequence, token in self._sampled:
             plan.sampled.add(sequence_id=sequence.sequence_id, token_ids=(token,))

@@ -61,6 +61,9 @@ class Plan:
 #: How many schedules have a poison request.
 _POISONED = 0.08
 
+#: Tokens that long prompts have in common.
+_BEGINNING = 17
+
 #: Kinds, and how likely each is.
 KINDS = {
     "kill": 22,
@@ -87,8 +90,10 @@ _KINDS, _WEIGHTS = list(KINDS), list(KINDS.values())
 
 
 def ask_of(rng: random.Random, number: int, at_s: float) -> Ask:
-    """A random request."""
-    prompt = tuple(int(rng.random() * VOCABULARY) for _ in range(1 + int(rng.random() * 20)))
+    """A random request. Long prompts begin in one of two ways, for a block and a bit."""
+    prompt = tuple(int(rng.random() * VOCABULARY) for _ in range(1 + int(rng.random() * 24)))
+    if len(prompt) > _BEGINNING:
+        prompt = (*((prompt[0] % 2 + 7,) * _BEGINNING), *prompt[_BEGINNING:])
     return Ask(
         at_s=at_s,
         request_id=f"r{number}",

@@ -15,6 +15,7 @@ def submission(
     emitted: list[int] | None = None,
     priority: int = 0,
     eos: list[int] | None = None,
+    salt: bytes = b"",
     **sampling: Any,
 ) -> shard_worker_pb2.SubmitSequence:
     """What the coordinator would send; greedy unless `sampling` says otherwise."""
@@ -33,6 +34,7 @@ def submission(
         emitted_token_ids=emitted or [],
         priority=priority,
         eos_token_ids=eos or [],
+        cache_salt=salt,
         sampling=sampling_pb2.SamplingParams(**params),
     )
 

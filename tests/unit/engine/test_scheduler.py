@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ryzanstein.v1 import sampling_pb2, shard_worker_pb2
+from ryzanstein.v1 import sampling_pb2
 from ryzanstein_shard_worker.kv_cache import BlockAllocator, blocks_for
-from ryzanstein_shard_worker.scheduler import Batch, Limits, Scheduler
 
+from .driven_scheduler import Engine, next_token, scheduler
 from .sequences import submission
-
-
-def scheduler(*, blocks: int = 64, seqs: int = 8, tokens: int = 64, length: int = 512) -> Scheduler:
-    return Scheduler(Limits(seqs, tokens, length), BlockAllocator(blocks + 1, 4))
-
-
-def next_token(sequence_id: int, position: int) -> int:
-    """What the model would say: a function of the sequence alone."""
-    return (sequence_id * 7919 + position * 104729) % 97 + 3
 
 
 def test_every_token_of_a_prompt_is_scored_once_and_few_in_a_step() -> None:
@@ -43,62 +33,6 @@ def test_every_token_of_a_prompt_is_scored_once_and_few_in_a_step() -> None:
     assert all(len(output) == 3 for output in engine.output.values())
 
 
-@dataclass
-class Engine:
-    """Drives a scheduler as the leader does, with a token function in place of a model."""
-
-    scheduler: Scheduler
-    output: dict[int, list[int]] = field(default_factory=dict)
-    ended: dict[int, sampling_pb2.FinishReason.ValueType] = field(default_factory=dict)
-    sampled: list[shard_worker_pb2.SampledTokens] = field(default_factory=list)
-    #: Tokens whose keys and values were computed, per sequence, in the pages that it holds now.
-    computed: dict[int, int] = field(default_factory=dict)
-
-    def step(
-        self, arrivals: list[shard_worker_pb2.SubmitSequence] | None = None, cancel: list[int] | None = None
-    ) -> Batch:
-        plan = shard_worker_pb2.StepPlan(arrivals=arrivals or [], sampled=self.sampled)
-        for sequence_id in cancel or []:
-            plan.departures.add(sequence_id=sequence_id, reason=sampling_pb2.FINISH_REASON_CANCELLED)
-        self.last_plan = plan
-        self.scheduler.apply(plan)
-        batch = self.scheduler.schedule()
-        self.scheduler.check_integrity()
-        self._check_rows(batch)
-        self.sampled = []
-        for sequence in batch.sampling:
-            token = next_token(sequence.sequence_id, sequence.num_output)
-            reason = sequence.finish_reason(token, self.scheduler.limits.max_model_len)
-            self.output.setdefault(sequence.sequence_id, []).append(token)
-            if reason:
-                self.ended[sequence.sequence_id] = reason
-            self.sampled.append(
-                shard_worker_pb2.SampledTokens(sequence_id=sequence.sequence_id, token_ids=[token])
-            )
-        for dropped, reason, _ in batch.dropped:
-            self.ended[dropped.sequence_id] = reason
-        return batch
-
-    def _check_rows(self, batch: Batch) -> None:
-        limits = self.scheduler.limits
-        assert batch.num_tokens <= limits.max_batched_tokens
-        assert len(self.scheduler.running) <= limits.max_num_seqs
-        for piece in batch.slices:
-            sequence = piece.sequence
-            assert piece.count > 0
-            assert len(sequence.blocks) * 4 >= piece.start + piece.count, "rows without a page"
-            before = 0 if piece.start == 0 else self.computed[sequence.sequence_id]
-            assert piece.start == before, "rows must follow what is in the cache"
-            self.computed[sequence.sequence_id] = piece.start + piece.count
-
-    def finish(self, most_steps: int = 5000) -> None:
-        for _ in range(most_steps):
-            if not self.scheduler.has_work and not self.sampled:
-                return
-            self.step()
-        raise AssertionError("the scheduler starves a sequence")
-
-
 def test_a_prompt_is_prefilled_in_chunks_and_then_decodes_token_by_token() -> None:
     engine = Engine(scheduler(tokens=8))
     counts = [engine.step([submission(1, list(range(20)), max_tokens=3)]).num_tokens]
@@ -117,6 +51,30 @@ def test_running_streams_decode_while_a_long_prompt_is_prefilled() -> None:
         engine.step()
         assert len(engine.output[1]) == produced + 1
     assert 2 not in engine.output
+
+
+def test_beside_running_streams_a_step_prefills_what_the_plan_says() -> None:
+    engine = Engine(scheduler(tokens=32))
+    engine.step([submission(1, [1, 2], max_tokens=30)])
+    arrivals = [submission(2, list(range(40)), max_tokens=2), submission(3, list(range(7)), max_tokens=2)]
+    assert [engine.step(arrivals if n == 0 else [], prefill=8).num_tokens for n in range(4)] == [9] * 4
+    assert engine.step(prefill=0).num_tokens == 1, "none at all"
+    assert [piece.count for piece in engine.step(prefill=10).slices] == [1, 8, 2]
+    engine.finish()
+    assert all(len(output) == n for output, n in zip(engine.output.values(), (30, 2, 2), strict=True))
+
+
+def test_while_nobody_decodes_a_step_prefills_as_much_as_fits() -> None:
+    engine = Engine(scheduler(tokens=32))
+    batch = engine.step([submission(1, list(range(30))), submission(2, list(range(40)))], prefill=4)
+    assert batch.num_tokens == 32
+
+
+def test_streams_that_a_fault_interrupted_are_not_held_up() -> None:
+    engine = Engine(scheduler(tokens=32))
+    engine.step([submission(1, [1, 2], max_tokens=30)])
+    arrivals = [submission(2, [2] * 20, emitted=[next_token(2, 0)]), submission(3, [3] * 20)]
+    assert [piece.count for piece in engine.step(arrivals, prefill=4).slices] == [1, 21, 4]
 
 
 def test_end_of_sequence_and_stop_ids_end_a_stream() -> None:
@@ -208,14 +166,15 @@ def test_block_zero_is_never_handed_out_and_a_lost_block_is_noticed() -> None:
     blocks=st.integers(6, 40),
     seqs=st.integers(1, 8),
     tokens=st.integers(8, 40),
+    caching=st.booleans(),
 )
 def test_any_load_ends_with_every_stream_as_if_it_were_alone(
-    seed: int, blocks: int, seqs: int, tokens: int
+    seed: int, blocks: int, seqs: int, tokens: int, caching: bool
 ) -> None:
     """And a second scheduler that sees only the plans holds the same state at every step."""
     draw = random.Random(seed)
-    engine = Engine(scheduler(blocks=blocks, seqs=seqs, tokens=tokens))
-    follower = scheduler(blocks=blocks, seqs=seqs, tokens=tokens)
+    engine = Engine(scheduler(blocks=blocks, seqs=seqs, tokens=tokens, caching=caching))
+    follower = scheduler(blocks=blocks, seqs=seqs, tokens=tokens, caching=caching)
     wanted: dict[int, int] = {}
     cancelled: set[int] = set()
     for step in range(200):
@@ -223,15 +182,21 @@ def test_any_load_ends_with_every_stream_as_if_it_were_alone(
         if step < 60 and draw.random() < 0.5:
             number = len(wanted) + 1
             wanted[number] = draw.randint(1, 12)
-            prompt = [1] * draw.randint(1, 10)
+            prompt = [1] * draw.randint(1, 6) + [draw.randint(1, 2)] * draw.randint(0, 4)
             arrivals = [
-                submission(number, prompt, max_tokens=wanted[number], priority=draw.choice([0, 0, 1]))
+                submission(
+                    number,
+                    prompt,
+                    max_tokens=wanted[number],
+                    priority=draw.choice([0, 0, 1]),
+                    salt=draw.choice([b"", b"", b"other"]),
+                )
             ]
         alive = [number for number in wanted if number not in engine.ended]
         cancel = [draw.choice(alive)] if alive and draw.random() < 0.05 else []
         cancelled.update(cancel)
         assert engine.scheduler.state_hash() == follower.state_hash()
-        engine.step(arrivals, cancel)
+        engine.step(arrivals, cancel, prefill=draw.choice([None, 0, 2, 16]))
         follower.apply(engine.last_plan)
         follower.schedule()
     engine.finish()
@@ -243,14 +208,23 @@ def test_any_load_ends_with_every_stream_as_if_it_were_alone(
     assert engine.scheduler.allocator.num_used == 0
 
 
-def test_no_block_is_lost_after_ten_thousand_requests() -> None:
+@pytest.mark.parametrize("caching", [False, True])
+def test_no_block_is_lost_after_ten_thousand_requests(caching: bool) -> None:
+    """None is freed while somebody refers to it, and nobody writes to what another reads: `Engine` sees all rows."""
     draw = random.Random(5)
-    engine = Engine(scheduler(blocks=48, seqs=16, tokens=128))
+    engine = Engine(scheduler(blocks=48, seqs=16, tokens=128, caching=caching))
     for number in range(1, 10_001):
-        arrival = submission(number, [1] * draw.randint(1, 24), max_tokens=draw.randint(1, 3))
-        engine.step([arrival], [number - 5] if draw.random() < 0.1 and number > 5 else [])
+        prompt = [draw.randint(1, 4)] * draw.randint(1, 16) + [draw.randint(1, 4)] * draw.randint(0, 8)
+        salt = draw.choice([b"", b"one", b"two"])
+        arrival = submission(number, prompt, max_tokens=draw.randint(1, 6), salt=salt)
+        chosen = number - 5 if draw.random() < 0.1 and number > 5 else 0
+        failed = chosen if chosen % 3 == 0 else 0
+        engine.step([arrival], [chosen] if chosen and not failed else [], failed=[failed] if failed else [])
     engine.finish()
     assert engine.scheduler.allocator.num_free == 48
+    if caching:
+        prefixes = engine.scheduler.prefixes
+        assert prefixes.hits_total > prefixes.queries_total / 4, "the load was to share a lot"
 
 
 def test_blocks_are_counted_up() -> None:
