@@ -27,6 +27,8 @@ class ClusterCollector(Collector):
         """All families, also those that have no sample now."""
         state, now_s = self._orchestrator.state, self._orchestrator.now_s
         families = _families()
+        families["ready"].add_metric([], float(self._orchestrator.readiness()[0]))
+        families["spares_wanted"].add_metric([], self._orchestrator.config.spares)
         running, waiting = self._orchestrator.counts()
         families["requests_running"].add_metric([], running)
         families["requests_waiting"].add_metric([], waiting)
@@ -37,6 +39,8 @@ class ClusterCollector(Collector):
 
 def _families() -> dict[str, GaugeMetricFamily]:
     gauges = {
+        "ready": ("1 while a request sent now would be generated; the truth of /readyz.", []),
+        "spares_wanted": ("Workers beyond the ranks that the cluster is meant to have.", []),
         "requests_running": ("Requests that a group computes.", []),
         "requests_waiting": ("Requests that wait for a place.", []),
         "communication_ratio": ("Share of the last steps that was spent in collectives.", ["rank"]),

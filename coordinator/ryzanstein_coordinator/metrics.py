@@ -25,8 +25,10 @@ _RECOVERY_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0,
 #: Moments of a recovery, as in /cluster's last_recovery.
 RECOVERY_PHASES = ("detected", "fenced", "reformed", "first_token")
 
-#: Heartbeats tell the share of all collectives together, not of each kind.
-ALL_OPERATIONS = "all"
+#: What workers may name; whatever else they name is one label, not as many as they like.
+OPERATIONS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send", "receive", "barrier")
+OTHER_OPERATIONS = "other"
+STORES = ("epochs", "requests")
 
 
 @dataclass(slots=True)
@@ -70,11 +72,14 @@ class Metrics:
         self._preemptions = counter("preemptions", "Sequences that lost their blocks and began again.")
         self._step_s = histogram(
             "step_duration_seconds",
-            "Rank 0: steps that brought tokens. Others: mean of the last steps, at every heartbeat.",
+            "Rank 0: every step that brought tokens. Others: mean of the last steps, at every heartbeat under load.",
             "rank",
         )
         self._communication_s = counter(
-            "communication_seconds", "Time spent in collectives, from heartbeats.", "rank", "operation"
+            "communication_seconds",
+            "Time spent in collectives, waiting for slower ranks included.",
+            "rank",
+            "operation",
         )
         self._recoveries = counter(
             "recoveries", "Groups that serve again after a fault or a planned change, by its cause.", "cause"
@@ -85,6 +90,7 @@ class Metrics:
             "phase",
             buckets=_RECOVERY_BUCKETS,
         )
+        self._store_errors = counter("state_store_errors", "Writes to the state directory that failed.", "store")
         self._totals: dict[str, _SchedulerTotals] = {}
         for outcome in OUTCOMES:
             self._requests.labels(outcome)
@@ -92,10 +98,16 @@ class Metrics:
             self._recoveries.labels(cause.value)
         for phase in RECOVERY_PHASES:
             self._recovery_s.labels(phase)
+        for store in STORES:
+            self._store_errors.labels(store)
 
     def exposition(self) -> bytes:
         """Prometheus text."""
         return generate_latest(self.registry)
+
+    def store_failed(self, store: str) -> None:
+        """One of STORES could not be written. Callable from any thread."""
+        self._store_errors.labels(store).inc()
 
     # --- observers.RequestMetrics
 
@@ -148,16 +160,18 @@ class Metrics:
     def heartbeat(self, before: ClusterState, after: ClusterState, worker_id: str) -> None:
         worker = after.workers.get(worker_id)
         old, new = before.telemetry.get(worker_id), after.telemetry.get(worker_id)
-        if worker is None or worker.rank is None or old is None or new is None or old.epoch != new.epoch:
+        if worker is None or worker.rank is None or new is None or not new.epoch:
             return
-        steps = new.step - old.step
-        if steps <= 0:
-            return
+        same = old is not None and old.epoch == new.epoch
         rank = str(worker.rank)
-        if worker.rank != 0:
+        for name, spent_s in new.communication_s.items():
+            known_s = old.communication_s.get(name, 0.0) if old is not None and same else 0.0
+            operation = name if name in OPERATIONS else OTHER_OPERATIONS
+            self._communication_s.labels(rank, operation).inc(max(0.0, spent_s - known_s))
+        # An idle group steps too, to stay alive: how long that takes says nothing about work.
+        worked = old is not None and same and new.step > old.step and self.activity.counts()[0] > 0
+        if worker.rank != 0 and worked:
             self._step_s.labels(rank).observe(new.step_duration_s)
-        spent_s = steps * new.step_duration_s * new.communication_ratio
-        self._communication_s.labels(rank, ALL_OPERATIONS).inc(max(0.0, spent_s))
 
     def changed(self, before: ClusterState, after: ClusterState) -> None:
         if before.groups is after.groups:
@@ -166,6 +180,8 @@ class Metrics:
             if old.phase is Phase.SERVING and new.phase is not Phase.SERVING:
                 self._totals.pop(old.group_id, None)  # its schedulers are gone, with all that they held
                 self._set_usage()
+            if new.commit_failed and not old.commit_failed:
+                self.store_failed("epochs")
             if new.recovery is not None and new.recovery != old.recovery:
                 same = old.recovery is not None and old.recovery.detected_at_s == new.recovery.detected_at_s
                 self._recovery(old.recovery if same else None, new.recovery)

@@ -72,11 +72,20 @@ class SqliteRequestLog:
     `fingerprint` names the model: requests to another one can't be gone on with.
     """
 
-    def __init__(self, path: Path, *, fingerprint: str, wall_clock: Callable[[], float] = time.time) -> None:
-        """Opens or creates the file. Raises OSError or sqlite3.Error if that is impossible."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        fingerprint: str,
+        wall_clock: Callable[[], float] = time.time,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Opens or creates the file. Raises OSError or sqlite3.Error if that is impossible. `on_failure` is called for
+        every later write that failed, on a thread of its own."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._wall_clock = wall_clock
+        self._on_failure = on_failure
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="request-log")
         self._pending: dict[RequestKey, _Row] = {}
         self._next_write: asyncio.Task[None] | None = None
@@ -137,6 +146,7 @@ class SqliteRequestLog:
                 self._database.executemany("INSERT INTO requests VALUES (?,?,?,?,?,?,?,?,?)", rows)
         except sqlite3.Error as error:
             # The requests are generated all the same; only a restart of the coordinator would lose them.
+            self._on_failure()
             _log.error("request_log_failed", path=str(self._path), requests=len(batch), reason=str(error))
 
 

@@ -114,7 +114,6 @@ async def _serving(
         request_log = SqliteRequestLog(config.state_dir / "requests.sqlite", fingerprint=model.fingerprint)
     except (OSError, sqlite3.Error) as error:
         raise StateError(f"--state-dir {config.state_dir} can't be used: {error}") from error
-    metrics = Metrics()
     rendezvous = RendezvousStore()
     orchestrator = MultiGPUOrchestrator(
         config,

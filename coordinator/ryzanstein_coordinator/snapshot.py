@@ -73,6 +73,7 @@ def telemetry_of(now_s: float, request: cluster_pb2.HeartbeatRequest, total_byte
         collective_sequence=request.last_collective.sequence,
         communication_ratio=min(1.0, _number(request.communication_ratio)),
         step_duration_s=_number(request.step_duration_s),
+        communication_s={name: _number(spent) for name, spent in request.communication_seconds.items()},
         leaving=request.state == cluster_pb2.WORKER_STATE_DRAINING,
         fault=fault,
         device_failure=health.failure,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 
@@ -180,6 +181,8 @@ class Telemetry:
     collective: str = ""
     collective_sequence: int = 0
     communication_ratio: float = 0.0
+    #: Operation → seconds since the group of this epoch was formed.
+    communication_s: Mapping[str, float] = field(default_factory=dict)
     step_duration_s: float = 0.0
     leaving: bool = False
     fault: FaultReport | None = None

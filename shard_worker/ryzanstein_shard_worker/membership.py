@@ -172,6 +172,8 @@ class Membership:
             beat.step_duration_s = progress.step_duration_s
             beat.progress_age_s = self._engine.progress_age_s()
             beat.communication_ratio = membership.profiler.ratio
+            for operation, totals in membership.profiler.totals().items():
+                beat.communication_seconds[operation] = totals.seconds
             last = membership.profiler.last
             beat.last_collective.CopyFrom(
                 cluster_pb2.LastCollective(name=last.operation, sequence=last.sequence)

@@ -24,15 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bryzanstein/v1/cluster.proto\x12\rryzanstein.v1\"Z\n\x08Versions\x12\x0f\n\x07release\x18\x01 \x01(\t\x12\x0c\n\x04wire\x18\x02 \x01(\r\x12\x10\n\x08numerics\x18\x03 \x01(\r\x12\r\n\x05torch\x18\x04 \x01(\t\x12\x0e\n\x06python\x18\x05 \x01(\t\"t\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12\x12\n\nfree_bytes\x18\x05 \x01(\x04\x12\x16\n\x0e\x62\x61seline_bytes\x18\x06 \x01(\x04\"\x94\x02\n\x0fRegisterRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0f\n\x07host_id\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x06 \x01(\t\x12%\n\x06\x64\x65vice\x18\x07 \x01(\x0b\x32\x15.ryzanstein.v1.Device\x12)\n\x08versions\x18\x08 \x01(\x0b\x32\x17.ryzanstein.v1.Versions\x12\x15\n\rhighest_epoch\x18\t \x01(\x04\x12\x11\n\tmodel_dir\x18\n \x01(\t\x12\x13\n\x0b\x63pu_threads\x18\x0b \x01(\r\x12\x0b\n\x03tls\x18\x0c \x01(\x08\"l\n\x10RegisterResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x16\n\x0e\x63oordinator_id\x18\x02 \x01(\t\x12\x13\n\x0blease_ttl_s\x18\x03 \x01(\x01\x12\x1c\n\x14heartbeat_interval_s\x18\x04 \x01(\x01\"w\n\tMemoryUse\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\x12\x15\n\rweights_bytes\x18\x02 \x01(\x04\x12\x16\n\x0ekv_cache_bytes\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\x12\n\npeak_bytes\x18\x05 \x01(\x04\"0\n\x0eLastCollective\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\x8e\x01\n\x05\x46\x61ult\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x16\n\tpeer_rank\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x31\n\ncollective\x18\x05 \x01(\x0b\x32\x1d.ryzanstein.v1.LastCollectiveB\x0c\n\n_peer_rank\"\xb7\x01\n\x0c\x44\x65viceHealth\x12\x0f\n\x07\x66\x61ilure\x18\x01 \x01(\t\x12\x1e\n\x11utilization_ratio\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12 \n\x13temperature_celsius\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\necc_errors\x18\x04 \x01(\x04H\x02\x88\x01\x01\x42\x14\n\x12_utilization_ratioB\x16\n\x14_temperature_celsiusB\r\n\x0b_ecc_errors\"\xc3\x03\n\x10HeartbeatRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12)\n\x05state\x18\x04 \x01(\x0e\x32\x1a.ryzanstein.v1.WorkerState\x12\r\n\x05phase\x18\x05 \x01(\t\x12\x15\n\rload_progress\x18\x06 \x01(\x01\x12\x0c\n\x04step\x18\x07 \x01(\x04\x12\x16\n\x0eprogress_age_s\x18\x08 \x01(\x01\x12(\n\x06memory\x18\t \x01(\x0b\x32\x18.ryzanstein.v1.MemoryUse\x12\x36\n\x0flast_collective\x18\n \x01(\x0b\x32\x1d.ryzanstein.v1.LastCollective\x12#\n\x05\x66\x61ult\x18\x0b \x01(\x0b\x32\x14.ryzanstein.v1.Fault\x12\x1b\n\x13\x63ommunication_ratio\x18\x0c \x01(\x01\x12\x17\n\x0fstep_duration_s\x18\r \x01(\x01\x12\x10\n\x08sequence\x18\x0e \x01(\x04\x12\x32\n\rdevice_health\x18\x0f \x01(\x0b\x32\x1b.ryzanstein.v1.DeviceHealth\"4\n\x11HeartbeatResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"?\n\rRendezvousKey\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05nonce\x18\x03 \x01(\t\"_\n\x0fSetValueRequest\x12\x30\n\nrendezvous\x18\x01 \x01(\x0b\x32\x1c.ryzanstein.v1.RendezvousKey\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x0c\"!\n\x10SetValueResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"V\n\x14WaitForValuesRequest\x12\x30\n\nrendezvous\x18\x01 \x01(\x0b\x32\x1c.ryzanstein.v1.RendezvousKey\x12\x0c\n\x04keys\x18\x02 \x03(\t\"6\n\x15WaitForValuesResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0e\n\x06values\x18\x02 \x03(\x0c\"b\n\x11\x41\x64\x64ToValueRequest\x12\x30\n\nrendezvous\x18\x01 \x01(\x0b\x32\x1c.ryzanstein.v1.RendezvousKey\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06\x61mount\x18\x03 \x01(\x03\"2\n\x12\x41\x64\x64ToValueResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05value\x18\x02 \x01(\x03\"z\n\x16\x43ompareSetValueRequest\x12\x30\n\nrendezvous\x18\x01 \x01(\x0b\x32\x1c.ryzanstein.v1.RendezvousKey\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x10\n\x08\x65xpected\x18\x03 \x01(\x0c\x12\x0f\n\x07\x64\x65sired\x18\x04 \x01(\x0c\"7\n\x17\x43ompareSetValueResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05value\x18\x02 \x01(\x0c\"T\n\x12\x43heckValuesRequest\x12\x30\n\nrendezvous\x18\x01 \x01(\x0b\x32\x1c.ryzanstein.v1.RendezvousKey\x12\x0c\n\x04keys\x18\x02 \x03(\t\"5\n\x13\x43heckValuesResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07present\x18\x02 \x01(\x08\"S\n\x12\x44\x65leteValueRequest\x12\x30\n\nrendezvous\x18\x01 \x01(\x0b\x32\x1c.ryzanstein.v1.RendezvousKey\x12\x0b\n\x03key\x18\x02 \x01(\t\"5\n\x13\x44\x65leteValueResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x08*\xf7\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14WORKER_STATE_JOINING\x10\x01\x12\x18\n\x14WORKER_STATE_STANDBY\x10\x02\x12\x18\n\x14WORKER_STATE_LOADING\x10\x03\x12\x17\n\x13WORKER_STATE_ACTIVE\x10\x04\x12\x18\n\x14WORKER_STATE_SUSPECT\x10\x05\x12\x15\n\x11WORKER_STATE_LOST\x10\x06\x12\x17\n\x13WORKER_STATE_FAILED\x10\x07\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x08\x32\xb1\x01\n\x0e\x43lusterService\x12K\n\x08Register\x12\x1e.ryzanstein.v1.RegisterRequest\x1a\x1f.ryzanstein.v1.RegisterResponse\x12R\n\tHeartbeat\x12\x1f.ryzanstein.v1.HeartbeatRequest\x1a .ryzanstein.v1.HeartbeatResponse(\x01\x30\x01\x32\x9d\x04\n\x11RendezvousService\x12K\n\x08SetValue\x12\x1e.ryzanstein.v1.SetValueRequest\x1a\x1f.ryzanstein.v1.SetValueResponse\x12Z\n\rWaitForValues\x12#.ryzanstein.v1.WaitForValuesRequest\x1a$.ryzanstein.v1.WaitForValuesResponse\x12Q\n\nAddToValue\x12 .ryzanstein.v1.AddToValueRequest\x1a!.ryzanstein.v1.AddToValueResponse\x12`\n\x0f\x43ompareSetValue\x12%.ryzanstein.v1.CompareSetValueRequest\x1a&.ryzanstein.v1.CompareSetValueResponse\x12T\n\x0b\x43heckValues\x12!.ryzanstein.v1.CheckValuesRequest\x1a\".ryzanstein.v1.CheckValuesResponse\x12T\n\x0b\x44\x65leteValue\x12!.ryzanstein.v1.DeleteValueRequest\x1a\".ryzanstein.v1.DeleteValueResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bryzanstein/v1/cluster.proto\x12\rryzanstein.v1\"Z\n\x08Versions\x12\x0f\n\x07release\x18\x01 \x01(\t\x12\x0c\n\x04wire\x18\x02 \x01(\r\x12\x10\n\x08numerics\x18\x03 \x01(\r\x12\r\n\x05torch\x18\x04 \x01(\t\x12\x0e\n\x06python\x18\x05 \x01(\t\"t\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12\x12\n\nfree_bytes\x18\x05 \x01(\x04\x12\x16\n\x0e\x62\x61seline_bytes\x18\x06 \x01(\x04\"\x94\x02\n\x0fRegisterRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0f\n\x07host_id\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x06 \x01(\t\x12%\n\x06\x64\x65vice\x18\x07 \x01(\x0b\x32\x15.ryzanstein.v1.Device\x12)\n\x08versions\x18\x08 \x01(\x0b\x32\x17.ryzanstein.v1.Versions\x12\x15\n\rhighest_epoch\x18\t \x01(\x04\x12\x11\n\tmodel_dir\x18\n \x01(\t\x12\x13\n\x0b\x63pu_threads\x18\x0b \x01(\r\x12\x0b\n\x03tls\x18\x0c \x01(\x08\"l\n\x10RegisterResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x16\n\x0e\x63oordinator_id\x18\x02 \x01(\t\x12\x13\n\x0blease_ttl_s\x18\x03 \x01(\x01\x12\x1c\n\x14heartbeat_interval_s\x18\x04 \x01(\x01\"w\n\tMemoryUse\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\x12\x15\n\rweights_bytes\x18\x02 \x01(\x04\x12\x16\n\x0ekv_cache_bytes\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\x12\n\npeak_bytes\x18\x05 \x01(\x04\"0\n\x0eLastCollective\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\x8e\x01\n\x05\x46\x61ult\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x16\n\tpeer_rank\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x31\n\ncollective\x18\x05 \x01(\x0b\x32\x1d.ryzanstein.v1.LastCollectiveB\x0c\n\n_peer_rank\"\xb7\x01\n\x0c\x44\x65viceHealth\x12\x0f\n\x07\x66\x61ilure\x18\x01 \x01(\t\x12\x1e\n\x11utilization_ratio\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12 \n\x13temperature_celsius\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\necc_errors\x18\x04 \x01(\x04H\x02\x88\x01\x01\x42\x14\n\x12_utilization_ratioB\x16\n\x14_temperature_celsiusB\r\n\x0b_ecc_errors\"\xda\x04\n\x10HeartbeatRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12)\n\x05state\x18\x04 \x01(\x0e\x32\x1a.ryzanstein.v1.WorkerState\x12\r\n\x05phase\x18\x05 \x01(\t\x12\x15\n\rload_progress\x18\x06 \x01(\x01\x12\x0c\n\x04step\x18\x07 \x01(\x04\x12\x16\n\x0eprogress_age_s\x18\x08 \x01(\x01\x12(\n\x06memory\x18\t \x01(\x0b\x32\x18.ryzanstein.v1.MemoryUse\x12\x36\n\x0flast_collective\x18\n \x01(\x0b\x32\x1d.ryzanstein.v1.LastCollective\x12#\n\x05\x66\x61ult\x18\x0b \x01(\x0b\x32\x14.ryzanstein.v1.Fault\x12\x1b\n\x13\x63ommunication_ratio\x18\x0c \x01(\x01\x12\x17\n\x0fstep_duration_s\x18\r \x01(\x01\x12\x10\n\x08sequence\x18\x0e \x01(\x04\x12\x32\n\rdevice_health\x18\x0f \x01(\x0b\x32\x1b.ryzanstein.v1.DeviceHealth\x12X\n\x15\x63ommunication_seconds\x18\x10 \x03(\x0b\x32\x39.ryzanstein.v1.HeartbeatRequest.CommunicationSecondsEntry\x1a;\n\x19\x43ommunicationSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"4\n\x11HeartbeatResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"?\n\rRendezvousKey\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05nonce\x18\x03 \x01(\t\"_\n\x0fSetValueRequest\x12\x30\n\nrendezvous\x18\x01 \x01(\x0b\x32\x1c.ryzanstein.v1.RendezvousKey\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x0c\"!\n\x10SetValueResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"V\n\x14WaitForValuesRequest\x12\x30\n\nrendezvous\x18\x01 \x01(\x0b\x32\x1c.ryzanstein.v1.RendezvousKey\x12\x0c\n\x04keys\x18\x02 \x03(\t\"6\n\x15WaitForValuesResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0e\n\x06values\x18\x02 \x03(\x0c\"b\n\x11\x41\x64\x64ToValueRequest\x12\x30\n\nrendezvous\x18\x01 \x01(\x0b\x32\x1c.ryzanstein.v1.RendezvousKey\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06\x61mount\x18\x03 \x01(\x03\"2\n\x12\x41\x64\x64ToValueResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05value\x18\x02 \x01(\x03\"z\n\x16\x43ompareSetValueRequest\x12\x30\n\nrendezvous\x18\x01 \x01(\x0b\x32\x1c.ryzanstein.v1.RendezvousKey\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x10\n\x08\x65xpected\x18\x03 \x01(\x0c\x12\x0f\n\x07\x64\x65sired\x18\x04 \x01(\x0c\"7\n\x17\x43ompareSetValueResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05value\x18\x02 \x01(\x0c\"T\n\x12\x43heckValuesRequest\x12\x30\n\nrendezvous\x18\x01 \x01(\x0b\x32\x1c.ryzanstein.v1.RendezvousKey\x12\x0c\n\x04keys\x18\x02 \x03(\t\"5\n\x13\x43heckValuesResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07present\x18\x02 \x01(\x08\"S\n\x12\x44\x65leteValueRequest\x12\x30\n\nrendezvous\x18\x01 \x01(\x0b\x32\x1c.ryzanstein.v1.RendezvousKey\x12\x0b\n\x03key\x18\x02 \x01(\t\"5\n\x13\x44\x65leteValueResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x08*\xf7\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14WORKER_STATE_JOINING\x10\x01\x12\x18\n\x14WORKER_STATE_STANDBY\x10\x02\x12\x18\n\x14WORKER_STATE_LOADING\x10\x03\x12\x17\n\x13WORKER_STATE_ACTIVE\x10\x04\x12\x18\n\x14WORKER_STATE_SUSPECT\x10\x05\x12\x15\n\x11WORKER_STATE_LOST\x10\x06\x12\x17\n\x13WORKER_STATE_FAILED\x10\x07\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x08\x32\xb1\x01\n\x0e\x43lusterService\x12K\n\x08Register\x12\x1e.ryzanstein.v1.RegisterRequest\x1a\x1f.ryzanstein.v1.RegisterResponse\x12R\n\tHeartbeat\x12\x1f.ryzanstein.v1.HeartbeatRequest\x1a .ryzanstein.v1.HeartbeatResponse(\x01\x30\x01\x32\x9d\x04\n\x11RendezvousService\x12K\n\x08SetValue\x12\x1e.ryzanstein.v1.SetValueRequest\x1a\x1f.ryzanstein.v1.SetValueResponse\x12Z\n\rWaitForValues\x12#.ryzanstein.v1.WaitForValuesRequest\x1a$.ryzanstein.v1.WaitForValuesResponse\x12Q\n\nAddToValue\x12 .ryzanstein.v1.AddToValueRequest\x1a!.ryzanstein.v1.AddToValueResponse\x12`\n\x0f\x43ompareSetValue\x12%.ryzanstein.v1.CompareSetValueRequest\x1a&.ryzanstein.v1.CompareSetValueResponse\x12T\n\x0b\x43heckValues\x12!.ryzanstein.v1.CheckValuesRequest\x1a\".ryzanstein.v1.CheckValuesResponse\x12T\n\x0b\x44\x65leteValue\x12!.ryzanstein.v1.DeleteValueRequest\x1a\".ryzanstein.v1.DeleteValueResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ryzanstein.v1.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKERSTATE']._serialized_start=2611
-  _globals['_WORKERSTATE']._serialized_end=2858
+  _globals['_HEARTBEATREQUEST_COMMUNICATIONSECONDSENTRY']._loaded_options = None
+  _globals['_HEARTBEATREQUEST_COMMUNICATIONSECONDSENTRY']._serialized_options = b'8\001'
+  _globals['_WORKERSTATE']._serialized_start=2762
+  _globals['_WORKERSTATE']._serialized_end=3009
   _globals['_VERSIONS']._serialized_start=46
   _globals['_VERSIONS']._serialized_end=136
   _globals['_DEVICE']._serialized_start=138
@@ -50,37 +52,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEVICEHEALTH']._serialized_start=962
   _globals['_DEVICEHEALTH']._serialized_end=1145
   _globals['_HEARTBEATREQUEST']._serialized_start=1148
-  _globals['_HEARTBEATREQUEST']._serialized_end=1599
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1601
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1653
-  _globals['_RENDEZVOUSKEY']._serialized_start=1655
-  _globals['_RENDEZVOUSKEY']._serialized_end=1718
-  _globals['_SETVALUEREQUEST']._serialized_start=1720
-  _globals['_SETVALUEREQUEST']._serialized_end=1815
-  _globals['_SETVALUERESPONSE']._serialized_start=1817
-  _globals['_SETVALUERESPONSE']._serialized_end=1850
-  _globals['_WAITFORVALUESREQUEST']._serialized_start=1852
-  _globals['_WAITFORVALUESREQUEST']._serialized_end=1938
-  _globals['_WAITFORVALUESRESPONSE']._serialized_start=1940
-  _globals['_WAITFORVALUESRESPONSE']._serialized_end=1994
-  _globals['_ADDTOVALUEREQUEST']._serialized_start=1996
-  _globals['_ADDTOVALUEREQUEST']._serialized_end=2094
-  _globals['_ADDTOVALUERESPONSE']._serialized_start=2096
-  _globals['_ADDTOVALUERESPONSE']._serialized_end=2146
-  _globals['_COMPARESETVALUEREQUEST']._serialized_start=2148
-  _globals['_COMPARESETVALUEREQUEST']._serialized_end=2270
-  _globals['_COMPARESETVALUERESPONSE']._serialized_start=2272
-  _globals['_COMPARESETVALUERESPONSE']._serialized_end=2327
-  _globals['_CHECKVALUESREQUEST']._serialized_start=2329
-  _globals['_CHECKVALUESREQUEST']._serialized_end=2413
-  _globals['_CHECKVALUESRESPONSE']._serialized_start=2415
-  _globals['_CHECKVALUESRESPONSE']._serialized_end=2468
-  _globals['_DELETEVALUEREQUEST']._serialized_start=2470
-  _globals['_DELETEVALUEREQUEST']._serialized_end=2553
-  _globals['_DELETEVALUERESPONSE']._serialized_start=2555
-  _globals['_DELETEVALUERESPONSE']._serialized_end=2608
-  _globals['_CLUSTERSERVICE']._serialized_start=2861
-  _globals['_CLUSTERSERVICE']._serialized_end=3038
-  _globals['_RENDEZVOUSSERVICE']._serialized_start=3041
-  _globals['_RENDEZVOUSSERVICE']._serialized_end=3582
+  _globals['_HEARTBEATREQUEST']._serialized_end=1750
+  _globals['_HEARTBEATREQUEST_COMMUNICATIONSECONDSENTRY']._serialized_start=1691
+  _globals['_HEARTBEATREQUEST_COMMUNICATIONSECONDSENTRY']._serialized_end=1750
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1752
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1804
+  _globals['_RENDEZVOUSKEY']._serialized_start=1806
+  _globals['_RENDEZVOUSKEY']._serialized_end=1869
+  _globals['_SETVALUEREQUEST']._serialized_start=1871
+  _globals['_SETVALUEREQUEST']._serialized_end=1966
+  _globals['_SETVALUERESPONSE']._serialized_start=1968
+  _globals['_SETVALUERESPONSE']._serialized_end=2001
+  _globals['_WAITFORVALUESREQUEST']._serialized_start=2003
+  _globals['_WAITFORVALUESREQUEST']._serialized_end=2089
+  _globals['_WAITFORVALUESRESPONSE']._serialized_start=2091
+  _globals['_WAITFORVALUESRESPONSE']._serialized_end=2145
+  _globals['_ADDTOVALUEREQUEST']._serialized_start=2147
+  _globals['_ADDTOVALUEREQUEST']._serialized_end=2245
+  _globals['_ADDTOVALUERESPONSE']._serialized_start=2247
+  _globals['_ADDTOVALUERESPONSE']._serialized_end=2297
+  _globals['_COMPARESETVALUEREQUEST']._serialized_start=2299
+  _globals['_COMPARESETVALUEREQUEST']._serialized_end=2421
+  _globals['_COMPARESETVALUERESPONSE']._serialized_start=2423
+  _globals['_COMPARESETVALUERESPONSE']._serialized_end=2478
+  _globals['_CHECKVALUESREQUEST']._serialized_start=2480
+  _globals['_CHECKVALUESREQUEST']._serialized_end=2564
+  _globals['_CHECKVALUESRESPONSE']._serialized_start=2566
+  _globals['_CHECKVALUESRESPONSE']._serialized_end=2619
+  _globals['_DELETEVALUEREQUEST']._serialized_start=2621
+  _globals['_DELETEVALUEREQUEST']._serialized_end=2704
+  _globals['_DELETEVALUERESPONSE']._serialized_start=2706
+  _globals['_DELETEVALUERESPONSE']._serialized_end=2759
+  _globals['_CLUSTERSERVICE']._serialized_start=3012
+  _globals['_CLUSTERSERVICE']._serialized_end=3189
+  _globals['_RENDEZVOUSSERVICE']._serialized_start=3192
+  _globals['_RENDEZVOUSSERVICE']._serialized_end=3733
 # @@protoc_insertion_point(module_scope)

@@ -354,6 +354,26 @@ Global___DeviceHealth: _TypeAlias = DeviceHealth  # noqa: Y015
 class HeartbeatRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class CommunicationSecondsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     WORKER_ID_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
@@ -369,6 +389,7 @@ class HeartbeatRequest(_message.Message):
     STEP_DURATION_S_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     DEVICE_HEALTH_FIELD_NUMBER: _builtins.int
+    COMMUNICATION_SECONDS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     incarnation: _builtins.str
     epoch: _builtins.int
@@ -394,6 +415,10 @@ class HeartbeatRequest(_message.Message):
     def fault(self) -> Global___Fault: ...
     @_builtins.property
     def device_health(self) -> Global___DeviceHealth: ...
+    @_builtins.property
+    def communication_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Operation ("all_reduce") → seconds that this rank has spent in it since the group was formed."""
+
     def __init__(
         self,
         *,
@@ -412,10 +437,11 @@ class HeartbeatRequest(_message.Message):
         step_duration_s: _builtins.float = ...,
         sequence: _builtins.int = ...,
         device_health: Global___DeviceHealth | None = ...,
+        communication_seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device_health", b"device_health", "fault", b"fault", "last_collective", b"last_collective", "memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["communication_ratio", b"communication_ratio", "device_health", b"device_health", "epoch", b"epoch", "fault", b"fault", "incarnation", b"incarnation", "last_collective", b"last_collective", "load_progress", b"load_progress", "memory", b"memory", "phase", b"phase", "progress_age_s", b"progress_age_s", "sequence", b"sequence", "state", b"state", "step", b"step", "step_duration_s", b"step_duration_s", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["communication_ratio", b"communication_ratio", "communication_seconds", b"communication_seconds", "device_health", b"device_health", "epoch", b"epoch", "fault", b"fault", "incarnation", b"incarnation", "last_collective", b"last_collective", "load_progress", b"load_progress", "memory", b"memory", "phase", b"phase", "progress_age_s", b"progress_age_s", "sequence", b"sequence", "state", b"state", "step", b"step", "step_duration_s", b"step_duration_s", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
