@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-import grpc
 import structlog
 
 from ryzanstein.failpoints import failpoint
@@ -19,7 +18,8 @@ from ryzanstein.wire import StatusError, resource_exhausted, unavailable
 
 from .admission import AdmissionGate, AdmissionLimits
 from .deadlines import DeadlineQueue
-from .errors import cancelled, deadline_exceeded, failed_precondition, shown
+from .endings import deadline_ending, refused_outcome
+from .errors import cancelled, failed_precondition, shown
 from .intake import GenerateCall, Intake
 from .observers import NoMetrics, RequestMetrics
 from .request_lines import log_ended
@@ -79,10 +79,12 @@ class FrontDoor:
     def tick(self, now: float) -> float | None:
         """Ends what is over, forgets what is old. Returns when to call again at the latest."""
         for record in self._deadlines.expired(now):
-            self._router.end(record, _deadline(record))
+            self._router.end(record, deadline_ending(record))
         forgotten = [record.key for record in self._store.forget(now)]
-        if forgotten:
-            self._log.forgotten(forgotten)
+        # A new request that comes in with the id of one of them may have its row in the log by now.
+        rows = [key for key in forgotten if not self._store.is_coming(key)]
+        if rows:
+            self._log.forgotten(rows)
         times = (self._router.tick(now), self._deadlines.next_at(), self._store.next_forget_at())
         return min((at for at in times if at is not None), default=None)
 
@@ -125,7 +127,7 @@ class FrontDoor:
         try:
             return await self._generate(call, begun)
         except StatusError as error:
-            self._metrics.request_ended(_refused_outcome(error), self._clock() - begun)
+            self._metrics.request_ended(refused_outcome(error), self._clock() - begun)
             raise
         except asyncio.CancelledError:
             self._metrics.request_ended("cancelled", self._clock() - begun)
@@ -184,7 +186,7 @@ class FrontDoor:
         if record.ending is not None or record.listeners:
             return
         if record.deadline_at is not None and self._clock() >= record.deadline_at - _SAME_MOMENT_S:
-            self._router.end(record, _deadline(record))
+            self._router.end(record, deadline_ending(record))
             return
         # The blocks are free at the next step. Whoever comes back in time has it prefilled again.
         gone = cancelled("the client went away")
@@ -210,6 +212,11 @@ class FrontDoor:
             spec = await self._intake.read(call, request_id)
             record = self._intake.record(spec, begun, timeout_s)
             await self._keep(spec, timeout_s, reservation)
+        except BaseException:
+            # The log may have the row of one that was forgotten meanwhile.
+            if not self._store.has_ended(key):
+                self._log.forgotten([key])
+            raise
         finally:
             self._store.release(reservation)
             self._tell_if_idle()
@@ -248,7 +255,7 @@ class FrontDoor:
 
     def _revive(self, record: RequestRecord, extra: Sequence[int]) -> None:
         if record.deadline_at is not None and self._clock() >= record.deadline_at:
-            record.ending = _deadline(record)
+            record.ending = deadline_ending(record)
             return
         self._check_open(4 * len(record.spec.prompt))
         self._store.revive(record)
@@ -279,17 +286,3 @@ class FrontDoor:
     def _tell_if_idle(self) -> None:
         if not self._store.unfinished:
             self._idle.set()
-
-
-def _deadline(record: RequestRecord) -> Ending:
-    allowed_s = 0.0 if record.deadline_at is None else record.deadline_at - record.timings.admitted_at
-    error = deadline_exceeded(
-        f"the request was not done within {allowed_s:.3g} s; {len(record.output)} tokens were generated"
-    )
-    return Ending("deadline", error=error)
-
-
-def _refused_outcome(error: StatusError) -> str:
-    if error.code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE):
-        return "refused"
-    return "cancelled" if error.code is grpc.StatusCode.CANCELLED else "invalid"

@@ -100,6 +100,14 @@ class RequestStore:
         """It lives again."""
         self.add(record)
 
+    def is_coming(self, key: RequestKey) -> bool:
+        """A request of this id is on its way in."""
+        return key in self._coming
+
+    def has_ended(self, key: RequestKey) -> bool:
+        """A request of this id has ended and is kept."""
+        return key in self._ended
+
     def find(self, key: RequestKey) -> RequestRecord | Reservation:
         """The living or ended request. Raises NOT_FOUND."""
         found = self._living.get(key) or self._coming.get(key) or self._ended.get(key)

@@ -19,7 +19,7 @@ from ryzanstein_coordinator.output import TokenSpan
 from ryzanstein_coordinator.prompts import ModelFacts, TextPrompt, TokenPrompt
 from ryzanstein_coordinator.request_log import SqliteRequestLog
 from ryzanstein_coordinator.request_store import RetentionLimits
-from ryzanstein_coordinator.requests import MAX_SPAN_TOKENS, MAX_SPAN_TOKENS_WITH_LOGPROBS
+from ryzanstein_coordinator.requests import MAX_SPAN_TOKENS, MAX_SPAN_TOKENS_WITH_LOGPROBS, RequestSpec
 from ryzanstein_coordinator.tokenization import ModelTokenizer
 
 from .cluster import RequestPath, eventually, read_all, request_path
@@ -504,6 +504,76 @@ async def test_a_coordinator_that_was_started_again_goes_on_with_the_callers_tok
     await emptied.close()
     after.router.close()
     await leader.close()
+
+
+class GatedLog(SqliteRequestLog):
+    """Tells only when it is let that a request is on disk."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, fingerprint="f")
+        self.gate = asyncio.Event()
+
+    async def admitted(self, spec: RequestSpec, timeout_s: float | None) -> None:
+        await super().admitted(spec, timeout_s)
+        await self.gate.wait()
+
+
+async def restored(path: Path) -> list[str]:
+    """The ids that the next life of the coordinator finds."""
+    log = SqliteRequestLog(path, fingerprint="f")
+    ids = [spec.request_id for spec, _ in log.restore()]
+    await log.close()
+    return ids
+
+
+async def test_forgetting_an_ended_request_spares_the_row_of_a_new_one_that_takes_its_id(
+    tmp_path: Path,
+) -> None:
+    log = GatedLog(tmp_path / "requests.sqlite")
+    log.gate.set()
+    path = request_path(log=log)
+    path.front_door.leave(await path.ask([11], request_id="a", max_tokens=2))
+    path.front_door.cancel("a")
+    log.gate.clear()
+    coming = asyncio.create_task(path.ask([12], request_id="a", max_tokens=2))
+    store = path.front_door._store
+    await eventually(lambda: store.is_coming(("", "a")) and not (log._next_write or log._pending))
+    path.clock.now += 121.0
+    path.front_door.tick(path.clock.now)  # its row is written, but it is not in
+    log.gate.set()
+    await coming
+    await log.close()
+
+    assert await restored(tmp_path / "requests.sqlite") == ["a"]
+
+
+async def test_the_row_of_a_forgotten_request_goes_also_when_its_id_is_taken_in_vain(tmp_path: Path) -> None:
+    log = SqliteRequestLog(tmp_path / "requests.sqlite", fingerprint="f")
+    path = request_path(log=log, model=LONG)
+    path.front_door.leave(await path.ask([11], request_id="a", max_tokens=2))
+    call = GenerateCall(prompt=TextPrompt("a " * 2500), request_id="a")
+    coming = asyncio.create_task(path.front_door.generate(call))
+    await asyncio.sleep(0)
+    path.clock.now += 121.0
+    path.front_door.tick(path.clock.now)  # while the prompt is tokenised
+    coming.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await coming
+    await log.close()
+    path.intake.close()
+
+    assert await restored(tmp_path / "requests.sqlite") == []
+
+
+async def test_an_ended_request_keeps_its_row_when_its_id_is_taken_in_vain(tmp_path: Path) -> None:
+    log = SqliteRequestLog(tmp_path / "requests.sqlite", fingerprint="f")
+    path = request_path(log=log)
+    path.front_door.leave(await path.ask([11], request_id="a", max_tokens=2))
+    with pytest.raises(StatusError):
+        await path.ask([], request_id="a", max_tokens=2)
+    await log.close()
+
+    assert await restored(tmp_path / "requests.sqlite") == ["a"]
 
 
 async def test_a_log_that_can_not_be_written_does_not_stop_requests(

@@ -1,0 +1,26 @@
+"""Ends of requests that several parts know, in words for callers and names for the metrics."""
+
+from __future__ import annotations
+
+import grpc
+
+from ryzanstein.wire import StatusError
+
+from .errors import deadline_exceeded
+from .requests import Ending, RequestRecord
+
+
+def deadline_ending(record: RequestRecord) -> Ending:
+    """Its time is over."""
+    allowed_s = 0.0 if record.deadline_at is None else record.deadline_at - record.timings.admitted_at
+    error = deadline_exceeded(
+        f"the request was not done within {allowed_s:.3g} s; {len(record.output)} tokens were generated"
+    )
+    return Ending("deadline", error=error)
+
+
+def refused_outcome(error: StatusError) -> str:
+    """What the metrics call a request that was not admitted for this reason: one of `observers.OUTCOMES`."""
+    if error.code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE):
+        return "refused"
+    return "cancelled" if error.code is grpc.StatusCode.CANCELLED else "invalid"
