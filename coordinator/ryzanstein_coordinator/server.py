@@ -109,9 +109,14 @@ async def _serving(
     """All parts, wired and running; closed in the opposite order. With `make_way` set, for a successor."""
     security = Security(config)
     tokenizer = read_tokenizer(config.model_dir)
+    metrics = Metrics()
     try:
         store = EpochStore(config.state_dir)
-        request_log = SqliteRequestLog(config.state_dir / "requests.sqlite", fingerprint=model.fingerprint)
+        request_log = SqliteRequestLog(
+            config.state_dir / "requests.sqlite",
+            fingerprint=model.fingerprint,
+            on_failure=lambda: metrics.store_failed("requests"),
+        )
     except (OSError, sqlite3.Error) as error:
         raise StateError(f"--state-dir {config.state_dir} can't be used: {error}") from error
     rendezvous = RendezvousStore()
