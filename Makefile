@@ -48,10 +48,11 @@ proto: $(VENV)/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=protos \
 	    --grpc_python_out=protos --mypy_out=quiet:protos --mypy_grpc_out=quiet:protos $(PROTO_FILES)
 	$(BIN)/python client/generate_sync.py
+	$(BIN)/python -m tools.api_reference
 
 proto-check: proto
 	$(BUF) lint
-	git diff --exit-code -- protos client || { echo "generated code differs: commit what 'make proto' wrote" >&2; exit 1; }
+	git diff --exit-code -- protos client docs || { echo "generated code differs: commit what 'make proto' wrote" >&2; exit 1; }
 
 # What splits, joins, watches and mends: all that runs between processes.
 DISTRIBUTED := shard_worker/*,coordinator/*/control_*.py,coordinator/*/orchestrator.py,coordinator/*/health_monitor.py,coordinator/*/placement.py,coordinator/*/resource_allocator.py,coordinator/*/failure_recovery.py,coordinator/*/group_*.py,coordinator/*/epoch_*.py,coordinator/*/worker*.py,coordinator/*/registration.py,coordinator/*/router.py,coordinator/*/serving_group.py,coordinator/*/recording.py,coordinator/*/dispatch.py

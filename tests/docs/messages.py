@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from .pages import ROOT
@@ -53,32 +54,40 @@ class Message:
 
 def messages() -> list[Message]:
     """All of them, in the order of the sources."""
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in _sources()}
-    takes = _TAKES_MESSAGE | dict.fromkeys(_ending_programs(trees.values()), 0)
+    takes = _TAKES_MESSAGE | dict.fromkeys(_ending_programs(_trees().values()), 0)
     found = []
-    for path, tree in trees.items():
+    for path, tree in _trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 text = _message_of(node, takes)
                 if text is not None and len(re.sub(rf"[{GAP}\W]", "", text)) >= _LEAST_LETTERS:
-                    found.append(Message(text, f"{path.relative_to(ROOT)}:{node.lineno}"))
+                    found.append(Message(" ".join(text.split()), f"{path.relative_to(ROOT)}:{node.lineno}"))
     return found
 
 
-def literals() -> str:
-    """All texts of the sources, one per line: what a program may write at all."""
-    texts = (
-        _text(node) or ""
-        for path in _sources()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.JoinedStr | ast.Constant)
-    )
-    return "\n".join(" ".join(text.split()) for text in texts)
+def literals() -> set[str]:
+    """All texts of the sources: what a program may write at all."""
+    nodes = (node for tree in _trees().values() for node in ast.walk(tree))
+    texts = (_text(node) or "" for node in nodes if isinstance(node, ast.JoinedStr | ast.Constant))
+    return {" ".join(text.split()) for text in texts if len(text) >= _LEAST_LETTERS}
 
 
-def pattern(quote: str) -> re.Pattern[str]:
-    """What a quote in a document stands for: its words, with anything in the place of `…`."""
-    return re.compile(".*".join(re.escape(part.strip()) for part in quote.split(GAP)))
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A message as a document quotes it: its words, with anything in the place of `…`."""
+
+    text: str
+
+    def fits(self, message: str) -> bool:
+        parts = [part.strip() for part in self.text.split(GAP)]
+        if max(parts, key=len) not in message:  # quickly
+            return False
+        return re.search(".*".join(map(re.escape, parts)), message) is not None
+
+
+@cache
+def _trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in _sources()}
 
 
 def _sources() -> Iterator[Path]:
