@@ -74,9 +74,11 @@ class ControlPlane:
     def step(self, now_s: float, state: ClusterState, event: Event) -> Decision:
         """Applies one event."""
         draft = Draft(now_s, state)
+        if self.monitor.stood_still(now_s, state.last_tick_s):
+            draft.lease_floor_s = now_s
         ticked: dict[str, float] = {}
         if isinstance(event, events.Tick):
-            self._tick(draft, state)
+            self._tick(draft)
             ticked = {"last_tick_s": now_s}
         else:
             self._apply(draft, event)
@@ -129,8 +131,8 @@ class ControlPlane:
                     self._groups.join_failed(
                         draft, event.group_id, event.worker_id, event.own_fault, event.reason
                     )
-            case events.ExecuteBroken():
-                self._execute_broken(draft, event)
+            case events.ExecuteBroken() | events.ExecuteAlive():
+                self._leader_stream(draft, event)
             case events.FirstToken() | events.RequestsResumed() | events.ResumedGone():
                 self._resumed(draft, event)
             case events.DrainWorker():
@@ -139,9 +141,7 @@ class ControlPlane:
             case events.DrainCluster():
                 draft.draining = True
 
-    def _tick(self, draft: Draft, state: ClusterState) -> None:
-        if self.monitor.stood_still(draft.now_s, state.last_tick_s):
-            draft.lease_floor_s = draft.now_s
+    def _tick(self, draft: Draft) -> None:
         for worker_id in self._workers.tick(draft):
             worker = draft.worker(worker_id)
             assert worker is not None
@@ -257,20 +257,23 @@ class ControlPlane:
             draft.set_group(group.group_id, failures=retry.failures, not_before_s=retry.not_before_s)
             self._epochs.begin(draft, group.group_id, reason)
 
-    def _execute_broken(self, draft: Draft, event: events.ExecuteBroken) -> None:
+    def _leader_stream(self, draft: Draft, event: events.ExecuteBroken | events.ExecuteAlive) -> None:
         group = draft.find_group(event.group_id)
-        if group is not None and group.phase is Phase.SERVING and group.epoch == event.epoch:
-            breaks = self.monitor.stream_breaks(draft.now_s, group)
-            group = draft.set_group(group.group_id, stream_breaks=breaks, stream_broken_at_s=draft.now_s)
-            self._look_for_fault(draft, group)
+        if group is None or group.phase is not Phase.SERVING or group.epoch != event.epoch:
+            return
+        if isinstance(event, events.ExecuteAlive):
+            draft.set_group(group.group_id, stream=group.stream.alive(draft.now_s))
+        else:
+            self._look_for_fault(
+                draft, draft.set_group(group.group_id, stream=group.stream.broken(draft.now_s))
+            )
 
     def _resumed(
         self, draft: Draft, event: events.FirstToken | events.RequestsResumed | events.ResumedGone
     ) -> None:
         group = draft.find_group(event.group_id)
         if group is not None and group.recovery is not None and group.recovery.epoch == event.epoch:
-            recovery = progressed(group.recovery, event)
-            draft.set_group(group.group_id, recovery=recovery, stream_breaks=0)
+            draft.set_group(group.group_id, recovery=progressed(group.recovery, event))
 
     def _forming(self, draft: Draft, group_id: str, epoch: int) -> GroupRecord | None:
         """The group, if it still forms this epoch."""

@@ -138,6 +138,14 @@ class ExecuteBroken:
 
 
 @dataclass(frozen=True, slots=True)
+class ExecuteAlive:
+    """The leader has taken the router's stream of this epoch."""
+
+    group_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class FirstToken:
     """The first token of this epoch reached the coordinator."""
 
@@ -190,6 +198,7 @@ Event = (
     | Joined
     | JoinFailed
     | ExecuteBroken
+    | ExecuteAlive
     | FirstToken
     | RequestsResumed
     | ResumedGone

@@ -23,6 +23,7 @@ from .epoch_change import EpochChange
 from .failure_recovery import TREATMENTS, FailureRecoveryManager
 from .group_record import Cause, EngineBounds, GroupRecord, Member, Phase
 from .health_monitor import Fault
+from .leader_stream import LeaderStream
 from .placement import backend_of, may_hold_all, place
 from .recovery_progress import closed
 from .resizing import Resizing, ranks_text, served_by
@@ -238,7 +239,7 @@ class GroupLife:
             answered=frozenset(),
             serving_since_s=draft.now_s,
             vacant_since_s=None,
-            stream_breaks=0,
+            stream=LeaderStream(silent_since_s=draft.now_s),
             recovery=recovery,
         )
         for worker in draft.workers:  # whose rank another one has now

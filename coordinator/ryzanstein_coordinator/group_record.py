@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from .leader_stream import LeaderStream
+
 
 class GroupState(StrEnum):
     """What /cluster shows of a group, and of the cluster."""
@@ -191,9 +193,8 @@ class GroupRecord:
     vacant_since_s: float | None = None
     replacement_overdue: bool = False
     serving_since_s: float | None = None
-    #: Complaints of the router about this epoch's Execute stream, in a row.
-    stream_breaks: int = 0
-    stream_broken_at_s: float = 0.0
+    #: This epoch's Execute stream, while it serves.
+    stream: LeaderStream = field(default_factory=LeaderStream)
     recovery: Recovery | None = None
     #: There is something to go on with: it stood, if only under an earlier coordinator.
     has_served: bool = False

@@ -13,6 +13,7 @@ import grpc
 import structlog
 
 from ryzanstein.v1.shard_worker_pb2 import CancelSequence, ExecuteRequest, ExecuteResponse, SubmitSequence
+from ryzanstein.wire import EPOCH_KEY
 
 from .requests import RequestRecord
 
@@ -29,7 +30,8 @@ class GroupStream:
     """Keeps the stream of one epoch open until it is closed.
 
     `on_step` gets every message. When the stream breaks, what was not sent is dropped and `on_broken` is
-    told; when it is opened again, `on_open` is told and may submit anew.
+    told; when it is opened again, `on_open` is told and may submit anew. That is before anybody has answered: when
+    the leader has taken the stream, `on_alive` is told.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class GroupStream:
         epoch: int,
         *,
         on_open: Callable[[], None],
+        on_alive: Callable[[], None],
         on_step: Callable[[ExecuteResponse], None],
         on_broken: Callable[[str], None],
     ) -> None:
         self.epoch = epoch
         self._stub = stub
         self._on_open = on_open
+        self._on_alive = on_alive
         self._on_step = on_step
         self._on_broken = on_broken
         self._submissions: dict[int, RequestRecord] = {}  # not sent yet, in order
@@ -95,6 +99,9 @@ class GroupStream:
             call = self._stub.Execute()
             writer = asyncio.create_task(self._write(call), name=f"execute-{self.epoch}-commands")
             self._on_open()
+            # A call that failed has none; what is submitted does not wait for it.
+            if (await call.initial_metadata()).get(EPOCH_KEY) == str(self.epoch) and not self._closed:
+                self._on_alive()
             while (response := await call.read()) is not grpc.aio.EOF and not self._closed:
                 self._lived = True
                 self._on_step(cast("ExecuteResponse", response))

@@ -9,13 +9,9 @@ from dataclasses import dataclass
 
 from .config import OrchestratorConfig
 from .group_record import Cause, GroupRecord, Phase
+from .leader_stream import MARGIN_S
 from .state import ClusterState
 from .worker_record import FaultReport, Telemetry, WorkerRecord
-
-#: The router tries to open a broken Execute stream a few times a second and complains each time: so many
-#: complaints are a fault, and a pause of so many seconds means that it succeeded.
-STREAM_BREAKS_LIMIT = 5
-STREAM_HEALED_AFTER_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,12 +83,13 @@ class HealthMonitor:
                 return _reported(now_s, group, workers[worker_id], report.fault)
         if group.phase is not Phase.SERVING:
             return None
-        if group.stream_breaks >= STREAM_BREAKS_LIMIT:
+        if why := group.stream.fault(now_s, floor_s, self._config.lease_ttl_s + MARGIN_S):
+            silent_s = group.stream.silent_s(now_s, floor_s)
             return Fault(
                 cause=Cause.STREAM,
                 culprit=group.leader,
-                reason=f"the leader {group.leader} does not take requests",
-                seen_at_s=now_s,
+                reason=f"the leader {group.leader} does not take requests: {why}",
+                seen_at_s=now_s - silent_s,
             )
         return self._left(now_s, group, reports) or self._stuck(now_s, group, reports)
 
@@ -100,11 +97,6 @@ class HealthMonitor:
         """No step takes longer than this, unless the engine is stuck."""
         slowest_s = 0.0 if group.limits is None else group.limits.slowest_step_s
         return max(self._config.progress_deadline_s, slowest_s)
-
-    def stream_breaks(self, now_s: float, group: GroupRecord) -> int:
-        """The router's complaints in a row, with one that comes now."""
-        healed = now_s - group.stream_broken_at_s >= STREAM_HEALED_AFTER_S
-        return 1 if healed else group.stream_breaks + 1
 
     def readiness(self, now_s: float, state: ClusterState) -> tuple[bool, str]:
         """Whether a request sent now would be generated, and why (not). The one truth of /readyz and gRPC
@@ -125,7 +117,7 @@ class HealthMonitor:
         """Empty if the group serves."""
         if group.phase is not Phase.SERVING:
             return f"{group.state}: {group.reason}"
-        if group.stream_breaks > 1 and now_s - group.stream_broken_at_s < STREAM_HEALED_AFTER_S:
+        if not group.stream.takes_requests(now_s, state.lease_floor_s, self._config.suspect_after_s):
             return "the leader does not take requests"
         for member in group.members:
             worker, report = state.workers[member.worker_id], state.telemetry.get(member.worker_id)

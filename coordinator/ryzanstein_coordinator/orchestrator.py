@@ -166,6 +166,14 @@ class MultiGPUOrchestrator:
         """The leader's Execute stream ended, or could not be opened."""
         self._loop.happened(events.ExecuteBroken(group_id, epoch, reason))
 
+    def stream_alive(self, group_id: str, epoch: int) -> None:
+        """The leader has taken the Execute stream."""
+        self._loop.happened(events.ExecuteAlive(group_id, epoch))
+
+    def resumed_gone(self, group_id: str, epoch: int) -> None:
+        """Nobody waits any more for what was submitted again."""
+        self._loop.happened(events.ResumedGone(group_id, epoch))
+
     def first_token_after_ready(self, group_id: str, epoch: int, now_s: float) -> None:
         """The first token of the epoch arrived."""
         self._loop.happened(events.FirstToken(group_id, epoch, now_s))

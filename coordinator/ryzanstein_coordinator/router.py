@@ -81,10 +81,12 @@ class Router:
         group.epoch, group.limits, group.silent = epoch, limits, True
         self._groups.serves(group)
         returned = [record for record in self._queue.records() if record.timings.submitted_at is not None]
-        resumed = len(group.stalled) + len(returned)
+        group.awaited = {record.arrival for record in (*group.stalled.values(), *returned)}
+        resumed = len(group.awaited)
         group.open(
             stub,
             on_open=lambda: self._stream_opened(group),
+            on_alive=lambda: self._events.stream_alive(group_id, epoch),
             on_step=lambda response: self._step(group, response),
             on_broken=lambda reason: self._stream_broken(group, reason),
         )
@@ -294,6 +296,9 @@ class Router:
         if group is not None:
             group.remove(record, at_leader=at_leader)
         record.end(ending, self._clock(), flush=flush)
+        for other in self._groups:
+            if other.was_last_awaited(record):
+                self._events.resumed_gone(other.group_id, other.epoch)
         if ending.outcome == "error":
             _log.error("request_failed", request_id=record.spec.request_id, reason=str(ending.error))
         self._on_ended(record)

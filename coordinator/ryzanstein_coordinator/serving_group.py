@@ -32,6 +32,8 @@ class ServingGroup:
     running: dict[int, RequestRecord] = field(default_factory=dict)
     #: Streams that had begun when theirs broke, by arrival.
     stalled: dict[int, RequestRecord] = field(default_factory=dict)
+    #: Of those that were submitted again when it became ready: which have not ended, by arrival.
+    awaited: set[int] = field(default_factory=set)
     #: What was submitted when the stream broke that was open last.
     cut_off: tuple[RequestRecord, ...] = ()
     _stream: GroupStream | None = None
@@ -57,6 +59,7 @@ class ServingGroup:
         stub: ShardWorkerServiceAsyncStub,
         *,
         on_open: Callable[[], None],
+        on_alive: Callable[[], None],
         on_step: Callable[[ExecuteResponse], None],
         on_broken: Callable[[str], None],
     ) -> None:
@@ -67,7 +70,9 @@ class ServingGroup:
             self.cut_off = ()
             on_open()
 
-        self._stream = GroupStream(stub, self.epoch, on_open=opened, on_step=on_step, on_broken=on_broken)
+        self._stream = GroupStream(
+            stub, self.epoch, on_open=opened, on_alive=on_alive, on_step=on_step, on_broken=on_broken
+        )
         self._stream.start()
 
     def close(self) -> None:
@@ -120,6 +125,13 @@ class ServingGroup:
                 free.append(record)
         self.running.clear()
         return free
+
+    def was_last_awaited(self, ended: RequestRecord) -> bool:
+        """Whether nobody who waited for the group is left now that this one has ended, and nobody has a token."""
+        if not self.silent or ended.arrival not in self.awaited:
+            return False
+        self.awaited.remove(ended.arrival)
+        return not self.awaited
 
     def take_stalled(self) -> list[RequestRecord]:
         """Those that waited for it; they are in no place then."""

@@ -16,6 +16,9 @@ MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 #: Trailing metadata of RESOURCE_EXHAUSTED and UNAVAILABLE: when to try again, in whole milliseconds.
 RETRY_AFTER_KEY = "retry-after-ms"
 
+#: Initial metadata of Execute: the epoch whose leader has taken the stream. Sent at once.
+EPOCH_KEY = "ryzanstein-epoch"
+
 _COMMON_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

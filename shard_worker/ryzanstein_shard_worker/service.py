@@ -10,7 +10,7 @@ import grpc
 
 from ryzanstein.model_plan import ModelError
 from ryzanstein.v1 import shard_worker_pb2, shard_worker_pb2_grpc
-from ryzanstein.wire import StatusError, invalid_argument, stale_epoch, unavailable
+from ryzanstein.wire import EPOCH_KEY, StatusError, invalid_argument, stale_epoch, unavailable
 
 from .checkpoint import InitializationError
 from .communication import CommunicationError
@@ -125,6 +125,8 @@ class ShardWorkerServicer(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
         commands = asyncio.create_task(take_commands())
         commands.add_done_callback(lambda _: outputs.put_nowait(None))
         try:
+            # At once: until there is something to compute, nothing else shows that the stream has got here.
+            await context.send_initial_metadata(((EPOCH_KEY, str(epoch)),))
             while (response := await outputs.get()) is not None:
                 alive.difference_update(
                     output.sequence_id for output in response.outputs if output.finish_reason

@@ -181,6 +181,12 @@ class Coordinator(Endpoint):
         self.ticks.catch_up_all()
         self.happened(events.ExecuteBroken(group_id, epoch, reason))
 
+    def stream_alive(self, group_id: str, epoch: int) -> None:
+        self.happened(events.ExecuteAlive(group_id, epoch))
+
+    def resumed_gone(self, group_id: str, epoch: int) -> None:
+        self.happened(events.ResumedGone(group_id, epoch))
+
     def first_token_after_ready(self, group_id: str, epoch: int, now_s: float) -> None:
         self.happened(events.FirstToken(group_id, epoch, now_s))
 

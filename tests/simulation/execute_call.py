@@ -10,6 +10,7 @@ import grpc
 from grpc.aio import Metadata
 
 from ryzanstein.v1.shard_worker_pb2 import ExecuteRequest, ExecuteResponse
+from ryzanstein.wire import EPOCH_KEY
 
 from .network import Connection
 
@@ -43,6 +44,8 @@ class ExecuteCall:
         self._arrived: deque[ExecuteResponse] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._error: BaseException | None = None
+        #: The leader has taken it; what gRPC gives before anything else, and is empty for a call that failed.
+        self._metadata: Metadata | None = None
         self._worker = worker
         #: The leader's: the run whose inbox it feeds, and the sequences that have not ended.
         self.run: GroupRun | None = None
@@ -67,6 +70,12 @@ class ExecuteCall:
         self._connection.to_far(lambda: self._serve(worker))
 
     # --- the coordinator's end
+
+    async def initial_metadata(self) -> Metadata:
+        while self._metadata is None and self._error is None:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        return self._metadata or Metadata()
 
     async def read(self) -> Any:
         while not self._arrived:
@@ -100,6 +109,10 @@ class ExecuteCall:
             self._error = rpc_error(code, details)
         self._wake()
 
+    def _taken(self, metadata: Metadata) -> None:
+        self._metadata = metadata
+        self._wake()
+
     def _receive(self, response: ExecuteResponse) -> None:
         self._arrived.append(response)
         self._wake()
@@ -119,6 +132,9 @@ class ExecuteCall:
         if worker.outputs is not None:
             worker.outputs.over()  # the coordinator has opened another one: the one before is dead
         worker.outputs, self.run, self._served = self, run, True
+        epoch = str(run.epoch)
+        if self._connection is not None:
+            self._connection.to_near(lambda: self._taken(Metadata((EPOCH_KEY, epoch))))
 
     def _command(self, message: ExecuteRequest) -> None:
         run = self.run

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ryzanstein_coordinator import events
 from ryzanstein_coordinator.group_record import GroupRecord, Phase
+from ryzanstein_coordinator.leader_stream import MARGIN_S
 
 if TYPE_CHECKING:
     from .coordinator import Coordinator
@@ -134,3 +135,6 @@ class Ticks:
             case Phase.SERVING if group.serving_since_s is not None:
                 for after_s in (config.lease_ttl_s, config.lease_ttl_s + self._beat_s, config.stable_after_s):
                     yield group.serving_since_s + after_s
+                if group.stream.alive_since_s is None:
+                    yield group.stream.silent_since_s + config.lease_ttl_s + MARGIN_S
+                    yield self._coordinator.state.lease_floor_s + config.lease_ttl_s + MARGIN_S

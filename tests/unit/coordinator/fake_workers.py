@@ -51,10 +51,13 @@ class RecordingRouter:
         self.resumed = 0
         self.limits: shard_worker_pb2.EngineLimits | None = None
         self.leader_rank: int | None = None
+        #: Told that the stream lives, as soon as a group is ready.
+        self.on_ready: Callable[[str, int], None] = lambda group_id, epoch: None
 
     def group_ready(self, group_id: str, epoch: int, stub: Any, limits: shard_worker_pb2.EngineLimits) -> int:
         self.told.append(("ready", group_id, epoch))
         self.limits = limits
+        self.on_ready(group_id, epoch)
         return self.resumed
 
     def group_lost(self, group_id: str, epoch: int, reason: str, cause: Cause | None = None) -> None:
@@ -108,6 +111,7 @@ async def running_cluster(config: OrchestratorConfig, state_dir: Path) -> AsyncI
         config, MODEL, EpochStore(state_dir), observer=metrics, activity=metrics.activity
     )
     orchestrator.attach(router)
+    router.on_ready = orchestrator.stream_alive
     server = grpc.aio.server(
         interceptors=[StatusInterceptor(lambda _, error: errors.append(error))], options=SERVER_OPTIONS
     )

@@ -74,6 +74,8 @@ class SimulatedCluster:
         self.cannot_join: set[str] = set()
         self.failing_loads: dict[str, int] = {}
         self.without_files: set[str] = set()
+        #: Who takes no Execute stream.
+        self.deaf: set[str] = set()
         self._refuses = refuses
         self._random = random.Random(seed)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -218,6 +220,9 @@ class SimulatedCluster:
                 self.ready[action.group_id] = action.epoch
                 promised = self.promised.setdefault(action.group_id, action.limits.max_model_len)
                 assert action.limits.max_model_len >= promised, "streams that run do not fit any more"
+                if action.leader.worker_id not in self.deaf:
+                    alive = events.ExecuteAlive(action.group_id, action.epoch)
+                    self._later(0.001, 0.01, lambda: self._send(alive))
             case actions.DrainProcess():
                 self._call(action.worker_id, action.incarnation, self._leave)
             case (

@@ -9,6 +9,7 @@ import pytest
 
 from ryzanstein_coordinator.group_record import Cause, EngineBounds, GroupRecord, Member, Phase
 from ryzanstein_coordinator.health_monitor import Fault, HealthMonitor
+from ryzanstein_coordinator.leader_stream import LeaderStream
 from ryzanstein_coordinator.state import ClusterState
 from ryzanstein_coordinator.worker_record import FaultReport, Telemetry, WorkerRecord
 
@@ -22,6 +23,7 @@ GROUP = GroupRecord(
     epoch=7,
     members=(Member(0, "w0", "w0-1"), Member(1, "w1", "w1-1")),
     serving_since_s=0.0,
+    stream=LeaderStream(alive_since_s=0.0),
 )
 WORKERS = {f"w{rank}": worker(f"w{rank}", group="g0", rank=rank) for rank in (0, 1)}
 
@@ -137,9 +139,7 @@ def test_a_member_that_left_the_epoch_without_a_word_is_found() -> None:
 
 
 def test_a_beat_from_before_the_group_stood_is_no_sign_of_leaving() -> None:
-    just_formed = GroupRecord(
-        group_id="g0", size=2, phase=Phase.SERVING, epoch=7, members=GROUP.members, serving_since_s=99.9
-    )
+    just_formed = replace(GROUP, serving_since_s=99.9)
     assert fault({"w0": report(), "w1": report(epoch=0)}, just_formed) is None
 
 
@@ -183,32 +183,35 @@ def test_the_reason_for_not_being_ready_is_given(case: dict[str, object], reason
     assert reason in text
 
 
-def test_a_leader_that_takes_no_requests_is_not_ready_until_the_router_stops_to_complain() -> None:
-    group = GroupRecord(
-        group_id="g0",
-        size=2,
-        phase=Phase.SERVING,
-        epoch=7,
-        members=GROUP.members,
-        serving_since_s=0.0,
-        stream_breaks=3,
-        stream_broken_at_s=99.9,
-    )
+def with_stream(stream: LeaderStream) -> GroupRecord:
+    return replace(GROUP, stream=stream)
+
+
+def test_a_leader_that_takes_no_requests_is_not_ready_until_its_stream_lasts() -> None:
+    group = with_stream(LeaderStream(silent_since_s=99.0, breaks=3))
     assert ready(group=group) == (False, "group g0: the leader does not take requests")
-    assert ready(group=group, now_s=102.0, w0=report(102.0), w1=report(102.0))[0]
+    taken = replace(group, stream=group.stream.alive(100.0))
+    assert not ready(group=taken)[0]
+    assert ready(group=taken, now_s=102.0, w0=report(102.0), w1=report(102.0))[0]
 
 
-def test_a_leader_that_never_takes_requests_is_a_fault() -> None:
-    group = GroupRecord(
-        group_id="g0",
-        size=2,
-        phase=Phase.SERVING,
-        epoch=7,
-        members=GROUP.members,
-        serving_since_s=0.0,
-        stream_breaks=5,
-        stream_broken_at_s=100.0,
-    )
-    found = fault({"w0": report(), "w1": report()}, group)
+def test_a_stream_that_is_being_opened_is_no_reason_not_to_be_ready_for_a_moment() -> None:
+    group = with_stream(LeaderStream(silent_since_s=99.5))
+    assert ready(group=group)[0]
+    silent = with_stream(LeaderStream(silent_since_s=99.3))
+    assert ready(group=silent) == (False, "group g0: the leader does not take requests")
+
+
+@pytest.mark.parametrize(
+    ("stream", "why"),
+    [
+        (LeaderStream(silent_since_s=99.9, breaks=5), "its stream broke 5 times in a row"),
+        (LeaderStream(silent_since_s=97.9, breaks=1), "it has not taken a stream for 2.1 s"),
+    ],
+)
+def test_a_leader_that_never_takes_requests_is_a_fault(stream: LeaderStream, why: str) -> None:
+    found = fault({"w0": report(), "w1": report()}, with_stream(stream))
     assert found is not None
     assert (found.cause, found.culprit) == (Cause.STREAM, "w0")
+    assert found.reason == f"the leader w0 does not take requests: {why}"
+    assert found.seen_at_s == pytest.approx(stream.silent_since_s)

@@ -7,7 +7,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 
 import ryzanstein_coordinator
 from ryzanstein.v1 import cluster_pb2, shard_worker_pb2
-from ryzanstein.wire import StatusError
+from ryzanstein.wire import EPOCH_KEY, StatusError
 from ryzanstein_shard_worker.communication import CommunicationError
 from ryzanstein_shard_worker.config import DistributedConfig
 from ryzanstein_shard_worker.engine import Engine, EngineStoppedError
@@ -249,10 +249,47 @@ def test_a_worker_in_a_group_takes_no_other_order_of_that_kind(worker: Worker) -
     assert worker.engine.busy
 
 
+class Answer:
+    """As much of a call's context as Execute uses."""
+
+    def __init__(self) -> None:
+        self.metadata: dict[str, str] = {}
+
+    async def send_initial_metadata(self, metadata: Sequence[tuple[str, str]]) -> None:
+        self.metadata.update(metadata)
+
+
+def test_a_leader_says_at_once_that_it_has_taken_the_stream(worker: Worker) -> None:
+    """Nothing is to be computed, so no step would show it."""
+    servicer = ShardWorkerServicer(worker.engine, on_drain=lambda reason: None)
+    answer: Any = Answer()
+
+    async def nothing() -> AsyncIterator[shard_worker_pb2.ExecuteRequest]:
+        await asyncio.Event().wait()
+        yield shard_worker_pb2.ExecuteRequest()
+
+    async def open_stream() -> None:
+        stream: Any = servicer.Execute(nothing(), answer)
+        with pytest.raises(StatusError, match="not the leader"):
+            await anext(stream)
+        assert not answer.metadata
+        await servicer.LoadShard(load_request(), answer)
+        await servicer.JoinGroup(join_request(), answer)
+        reading = asyncio.ensure_future(anext(servicer.Execute(nothing(), answer)))
+        while not answer.metadata:
+            await asyncio.sleep(0.001)
+        assert not reading.done()
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+    asyncio.run(open_stream())
+    assert answer.metadata == {EPOCH_KEY: "1"}
+
+
 def test_a_stream_that_the_coordinator_opens_again_ends_the_one_before(worker: Worker) -> None:
     """And takes out what only the old one listened to; what was cancelled on it is forgotten."""
     servicer = ShardWorkerServicer(worker.engine, on_drain=lambda reason: None)
-    context: Any = None
+    context: Any = Answer()
 
     async def streams() -> list[int]:
         loop = asyncio.get_running_loop()

@@ -57,6 +57,8 @@ class Seen:
     queued: int = 0
     broken: list[tuple[str, int]] = field(default_factory=list)
     first_after_ready: list[int] = field(default_factory=list)
+    alive: list[int] = field(default_factory=list)
+    gone: list[int] = field(default_factory=list)
 
     def request_ended(self, outcome: str, duration_s: float) -> None:
         assert duration_s >= 0
@@ -81,6 +83,12 @@ class Seen:
 
     def stream_broken(self, group_id: str, epoch: int, reason: str) -> None:
         self.broken.append((group_id, epoch))
+
+    def stream_alive(self, group_id: str, epoch: int) -> None:
+        self.alive.append(epoch)
+
+    def resumed_gone(self, group_id: str, epoch: int) -> None:
+        self.gone.append(epoch)
 
     def first_token_after_ready(self, group_id: str, epoch: int, now_s: float) -> None:
         self.first_after_ready.append(epoch)

@@ -31,7 +31,7 @@ from ryzanstein.v1.shard_worker_pb2 import (
     SubmitSequence,
 )
 from ryzanstein.v1.shard_worker_pb2_grpc import ShardWorkerServiceStub
-from ryzanstein.wire import CHANNEL_OPTIONS, SERVER_OPTIONS
+from ryzanstein.wire import CHANNEL_OPTIONS, EPOCH_KEY, SERVER_OPTIONS
 
 if TYPE_CHECKING:  # the name exists for type checkers only
     from ryzanstein.v1.shard_worker_pb2_grpc import ShardWorkerServiceAsyncStub
@@ -79,6 +79,8 @@ class Leader:
     #: Called before every step with the outputs it is about to send, which it may change.
     spoil: Callable[[ExecuteResponse], None] = lambda _response: None
     step_s: float = 0.0
+    #: It says at once that it has taken the stream.
+    answers: bool = True
     #: Tokens of each sequence that a step prefills; 0: all at once.
     prefill: int = 0
 
@@ -155,6 +157,8 @@ class Leader:
     async def _execute(
         self, request_iterator: AsyncIterator[ExecuteRequest], context: Any
     ) -> AsyncIterator[ExecuteResponse]:
+        if self.answers:
+            await context.send_initial_metadata(((EPOCH_KEY, str(self.epoch)),))
         mine = self._sequences = {}
         commands = asyncio.create_task(self._take(request_iterator))
         try:

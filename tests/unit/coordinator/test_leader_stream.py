@@ -1,0 +1,105 @@
+"""Whether the stream to a group's leader lives, and what follows when it does not."""
+
+from __future__ import annotations
+
+from ryzanstein_coordinator import events
+from ryzanstein_coordinator.group_record import Cause
+from ryzanstein_coordinator.leader_stream import LeaderStream
+
+from .cluster_builders import configuration
+from .simulated_cluster import SimulatedCluster
+from .test_control_plane import recovery_of, serving
+
+NEW = LeaderStream(silent_since_s=100.0)
+
+
+def test_breaks_count_until_the_stream_has_lasted() -> None:
+    stream = NEW
+    for now_s in (100.0, 110.0, 120.0):  # however long an attempt takes
+        stream = stream.broken(now_s)
+    assert (stream.breaks, stream.silent_since_s) == (3, 100.0)
+    short = stream.alive(121.0).broken(122.0)
+    assert (short.breaks, short.silent_since_s) == (4, 122.0)
+    lasting = short.alive(123.0).broken(125.0)
+    assert (lasting.breaks, lasting.silent_since_s, lasting.alive_since_s) == (1, 125.0, None)
+
+
+def test_only_the_leaders_answer_is_a_sign_of_life() -> None:
+    assert NEW.silent_s(103.0, 0.0) == 3.0
+    assert NEW.silent_s(103.0, floor_s=102.5) == 0.5, "before that the coordinator stood still"
+    alive = NEW.alive(103.0)
+    assert alive.alive(104.0) is alive
+    assert alive.silent_s(200.0, 0.0) == 0.0
+
+
+def test_one_break_is_no_reason_to_doubt_and_two_are() -> None:
+    alive = NEW.alive(100.0)
+    once = alive.broken(110.0)
+    assert once.takes_requests(110.1, 0.0, tolerance_s=0.5)
+    assert not once.takes_requests(110.6, 0.0, tolerance_s=0.5)
+    twice = once.broken(110.2)
+    assert not twice.takes_requests(110.2, 0.0, tolerance_s=0.5)
+    again = twice.alive(110.3)
+    assert not again.takes_requests(110.4, 0.0, tolerance_s=0.5)
+    assert again.takes_requests(112.3, 0.0, tolerance_s=0.5)
+
+
+def deaf() -> tuple[SimulatedCluster, str]:
+    """A group whose leader answers everything but takes no stream, from the moment that it serves."""
+    cluster = SimulatedCluster(configuration())
+    cluster.deaf.add("w0")
+    cluster.start("w0", "w1", "w2")
+    assert cluster.run_until(lambda: cluster.all_serve, 5.0)
+    assert cluster.members()[0] == "w0"
+    return cluster, "w0"
+
+
+def ready(cluster: SimulatedCluster) -> bool:
+    return cluster.control.monitor.readiness(cluster.now_s, cluster.state)[0]
+
+
+def test_a_leader_that_does_not_take_the_stream_is_replaced_though_no_attempt_fails() -> None:
+    cluster, leader = deaf()
+    served_at_s = cluster.now_s
+    assert ready(cluster)
+    cluster.run_for(0.7)
+    assert not ready(cluster), "a request sent now would be lost"
+    assert cluster.run_until(lambda: leader not in cluster.members() and cluster.all_serve, 3.0)
+    assert cluster.now_s - served_at_s < 3.0
+    recovery = recovery_of(cluster)
+    assert recovery.cause is Cause.STREAM
+    assert recovery.culprit is not None
+    assert recovery.culprit.worker_id == leader
+    cluster.run_for(1.0)
+    assert ready(cluster)
+
+
+def test_attempts_that_fail_seconds_apart_are_failures_in_a_row() -> None:
+    cluster, leader = deaf()
+    epoch = cluster.state.groups[0].epoch
+    cluster.run_for(1.9)
+    cluster.send(events.ExecuteBroken("g0", epoch, "UNAVAILABLE"))
+    assert not ready(cluster)
+    assert cluster.run_until(lambda: leader not in cluster.members() and cluster.all_serve, 3.0)
+
+
+def test_a_coordinator_that_stood_still_blames_no_leader_whatever_it_hears_of_first() -> None:
+    cluster = serving()
+    epoch = cluster.state.groups[0].epoch
+    cluster.send(events.ExecuteBroken("g0", epoch, "UNAVAILABLE"))
+    cluster.now_s += 60.0
+    cluster.send(events.ExecuteBroken("g0", epoch, "UNAVAILABLE"))
+    cluster.run_for(0.5)
+    cluster.send(events.ExecuteAlive("g0", epoch))
+    cluster.run_for(5.0)
+    assert cluster.state.groups[0].epoch == epoch
+    assert ready(cluster)
+
+
+def test_news_of_an_older_stream_means_nothing() -> None:
+    cluster = serving()
+    epoch = cluster.state.groups[0].epoch
+    before = cluster.state.groups[0].stream
+    cluster.send(events.ExecuteBroken("g0", epoch - 1, "UNAVAILABLE"))
+    cluster.send(events.ExecuteAlive("g0", epoch - 1))
+    assert cluster.state.groups[0].stream is before
