@@ -151,8 +151,11 @@ def field_names(message: Descriptor) -> set[str]:
     return {field.name for field in message.fields}
 
 
-#: From the contract; prometheus_client's parser takes `_total` off the names of counters.
+#: From the contract, and three that alerts need; prometheus_client's parser takes `_total` off the names of counters.
 FAMILIES = (
+    "ready",
+    "spares_wanted",
+    "state_store_errors",
     "requests_running",
     "requests_waiting",
     "requests",

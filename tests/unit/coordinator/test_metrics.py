@@ -77,20 +77,56 @@ def test_a_group_that_serves_no_more_holds_no_cache_and_its_next_counts_are_all_
     assert value(metrics, "prefix_cache_queries_total") == 60
 
 
-def test_heartbeats_add_up_the_time_in_collectives() -> None:
+def test_heartbeats_add_up_the_time_in_each_collective() -> None:
     metrics = Metrics()
+    metrics.activity.counts = lambda: (1, 0)
     workers = {"w1": worker("w1", group="g0", rank=1)}
-    report = Telemetry(heard_at_s=1.0, epoch=3, step=10, step_duration_s=0.02, communication_ratio=0.25)
+    nothing = ClusterState(workers=workers)
+    report = Telemetry(
+        heard_at_s=1.0,
+        epoch=3,
+        step=10,
+        step_duration_s=0.02,
+        communication_s={"all_reduce": 1.0, "barrier": 0.5},
+    )
     before = ClusterState(workers=workers, telemetry={"w1": report})
-    after = ClusterState(workers=workers, telemetry={"w1": replace(report, step=30)})
+    later = replace(report, step=30, communication_s={"all_reduce": 1.25, "barrier": 0.5, "telepathy": 2.0})
+    after = ClusterState(workers=workers, telemetry={"w1": later})
+    metrics.heartbeat(nothing, before, "w1")
     metrics.heartbeat(before, after, "w1")
     metrics.heartbeat(after, after, "w1")  # no step in between
-    spent = value(metrics, "communication_seconds_total", rank="1", operation="all")
-    assert spent == pytest.approx(20 * 0.02 * 0.25)
+    assert value(metrics, "communication_seconds_total", rank="1", operation="all_reduce") == pytest.approx(
+        1.25
+    )
+    assert value(metrics, "communication_seconds_total", rank="1", operation="barrier") == pytest.approx(0.5)
+    assert value(metrics, "communication_seconds_total", rank="1", operation="other") == pytest.approx(2.0)
     assert value(metrics, "step_duration_seconds_count", rank="1") == 1
-    next_epoch = ClusterState(workers=workers, telemetry={"w1": replace(report, epoch=4, step=1)})
-    metrics.heartbeat(after, next_epoch, "w1")
-    assert value(metrics, "communication_seconds_total", rank="1", operation="all") == spent
+    formed_again = replace(report, epoch=4, step=1, communication_s={"all_reduce": 0.1})
+    metrics.heartbeat(after, ClusterState(workers=workers, telemetry={"w1": formed_again}), "w1")
+    assert value(metrics, "communication_seconds_total", rank="1", operation="all_reduce") == pytest.approx(
+        1.35
+    )
+
+
+def test_steps_that_only_keep_an_idle_group_alive_are_not_observed() -> None:
+    metrics = Metrics()
+    metrics.activity.counts = lambda: (0, 0)
+    workers = {"w1": worker("w1", group="g0", rank=1)}
+    report = Telemetry(heard_at_s=1.0, epoch=3, step=10, step_duration_s=0.02)
+    before = ClusterState(workers=workers, telemetry={"w1": report})
+    metrics.heartbeat(before, ClusterState(workers=workers, telemetry={"w1": replace(report, step=11)}), "w1")
+    assert metrics.registry.get_sample_value("ryzanstein_step_duration_seconds_count", {"rank": "1"}) is None
+
+
+def test_writes_to_the_state_directory_that_fail_are_counted() -> None:
+    metrics = Metrics()
+    forming = GroupRecord(group_id="g0", size=1)
+    failed = replace(forming, commit_failed=True)
+    metrics.changed(ClusterState(groups=(forming,)), ClusterState(groups=(failed,)))
+    metrics.changed(ClusterState(groups=(failed,)), ClusterState(groups=(replace(failed, failures=1),)))
+    metrics.store_failed("requests")
+    assert value(metrics, "state_store_errors_total", store="epochs") == 1
+    assert value(metrics, "state_store_errors_total", store="requests") == 1
 
 
 def test_each_moment_of_a_recovery_is_observed_once() -> None:
