@@ -116,7 +116,7 @@ class ResumableStream:
         elif failure.code is grpc.StatusCode.ALREADY_EXISTS and not self._attach and self._calls > 1:
             self._attach = True  # an earlier call did arrive
         elif not failure.broken and not (known and failure.postponed):
-            raise self._refusal(failure) from failure
+            raise self._refusal(failure, now_s) from failure
         else:
             self._attach = known
         remaining_s = self.remaining_s(now_s)
@@ -197,7 +197,11 @@ class ResumableStream:
             raise Cancelled(f"{what} was cancelled after {self.tokens_received} tokens")
         raise InternalError(f"{what} failed after {self.tokens_received} tokens")
 
-    def _refusal(self, failure: CallFailed) -> RyzansteinError:
+    def _refusal(self, failure: CallFailed, now_s: float) -> RyzansteinError:
+        if failure.code is grpc.StatusCode.NOT_FOUND and self._attach and self.remaining_s(now_s) == 0.0:
+            return (
+                self._deadline_error()
+            )  # a coordinator that was started again forgets those whose time is over
         if failure.code is grpc.StatusCode.NOT_FOUND and self._received:
             message = (
                 f"{self._address} no longer knows request {self.request_id}, of which {self.tokens_received} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grpc
 
-from ryzanstein.wire import StatusError
+from ryzanstein.wire import StatusError, unavailable
 
 from .errors import deadline_exceeded
 from .requests import Ending, RequestRecord
@@ -16,6 +16,18 @@ def deadline_ending(record: RequestRecord) -> Ending:
     error = deadline_exceeded(
         f"the request was not done within {allowed_s:.3g} s; {len(record.output)} tokens were generated"
     )
+    return Ending("deadline", error=error)
+
+
+def restart_ending() -> Ending:
+    """It was unfinished when a former life of the coordinator ended."""
+    error = unavailable("the coordinator was started again; attach to go on")
+    return Ending("unavailable", error=error, revivable=True)
+
+
+def late_restart_ending() -> Ending:
+    """The same, and its time was over before this life began."""
+    error = deadline_exceeded("the request's time was over while the coordinator was not running")
     return Ending("deadline", error=error)
 
 

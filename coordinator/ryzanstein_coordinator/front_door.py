@@ -18,7 +18,7 @@ from ryzanstein.wire import StatusError, resource_exhausted, unavailable
 
 from .admission import AdmissionGate, AdmissionLimits
 from .deadlines import DeadlineQueue
-from .endings import deadline_ending, refused_outcome
+from .endings import deadline_ending, late_restart_ending, refused_outcome, restart_ending
 from .errors import cancelled, failed_precondition, shown
 from .intake import GenerateCall, Intake
 from .observers import NoMetrics, RequestMetrics
@@ -90,12 +90,13 @@ class FrontDoor:
 
     def restore(self, records: Sequence[tuple[RequestSpec, float | None]]) -> None:
         """Requests of a former life, each with the seconds that it has left: they wait for their callers,
-        who come back with the tokens that they have."""
-        error = unavailable("the coordinator was started again; attach to go on")
+        who come back with the tokens that they have. One without time left has missed its deadline."""
         now = self._clock()
         for spec, left_s in records:
             record = self._intake.record(spec, now, left_s)
-            record.end(Ending("unavailable", error=error, revivable=True), now)
+            record.end(
+                late_restart_ending() if left_s is not None and left_s <= 0.0 else restart_ending(), now
+            )
             self._store.add_ended(record)
         if records:
             _log.info("requests_restored", requests=len(records))

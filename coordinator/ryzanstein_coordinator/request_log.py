@@ -21,6 +21,7 @@ import structlog
 
 from ryzanstein.v1.sampling_pb2 import SamplingParams
 
+from .request_store import RetentionLimits
 from .requests import RequestKey, RequestSpec
 
 _log = structlog.get_logger()
@@ -44,6 +45,10 @@ CREATE TABLE requests (
     PRIMARY KEY (owner, request_id)
 ) WITHOUT ROWID;
 """
+
+#: A request whose time was over no longer ago is restored, so that its caller is told just that. As long as any
+#: ended request is kept.
+EXPIRED_KEPT_S = RetentionLimits().retain_s
 
 #: The columns of `requests`; None: the row is removed.
 _Row = tuple[Any, ...] | None
@@ -113,9 +118,9 @@ class SqliteRequestLog:
 
     def restore(self) -> list[tuple[RequestSpec, float | None]]:
         """The requests of the former life, oldest first, and the seconds that each has left (None: no
-        deadline).
+        deadline; not above 0: its time was over while nobody served).
 
-        Call it before anything is admitted. Those whose time is over are gone.
+        Call it before anything is admitted. Those whose time has been over for long are gone.
         """
         return self._thread.submit(_read, self._database, self._wall_clock()).result()
 
@@ -167,7 +172,7 @@ def _open(path: Path, fingerprint: str) -> sqlite3.Connection:
 
 
 def _read(database: sqlite3.Connection, now: float) -> list[tuple[RequestSpec, float | None]]:
-    database.execute("DELETE FROM requests WHERE deadline_unix_s <= ?", (now,))
+    database.execute("DELETE FROM requests WHERE deadline_unix_s <= ?", (now - EXPIRED_KEPT_S,))
     rows = database.execute("SELECT * FROM requests ORDER BY admitted_unix_s").fetchall()
     return [_restored(row, now) for row in rows]
 

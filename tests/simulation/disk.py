@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from ryzanstein_coordinator.group_record import Member
+from ryzanstein_coordinator.request_log import EXPIRED_KEPT_S
 from ryzanstein_coordinator.requests import RequestKey, RequestSpec
 
 from .timeline import SimulatedLoop, Timeline
@@ -112,5 +113,5 @@ class RequestRows:
         return [
             (spec, None if deadline_s is None else deadline_s - now_s)
             for spec, deadline_s in self._disk.requests.values()
-            if deadline_s is None or deadline_s > now_s
+            if deadline_s is None or deadline_s > now_s - EXPIRED_KEPT_S
         ]

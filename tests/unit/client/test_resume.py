@@ -341,6 +341,19 @@ def test_the_deadline_ends_the_attempts_and_bounds_the_wait() -> None:
         state.on_failure(LOST, 5.0)
 
 
+@pytest.mark.parametrize("ids", [(), (5, 6)])
+def test_a_deadline_that_passes_while_the_coordinator_is_down_is_one(ids: tuple[int, ...]) -> None:
+    state = stream(timeout_s=5.0)
+    state.next_request(0.0)
+    state.on_event(accepted(), 0.0)
+    if ids:
+        state.on_event(tokens(0, *ids), 1.0)
+    state.on_failure(LOST, 4.9)
+    assert isinstance(state.next_request(4.95), pb.AttachRequest)
+    with pytest.raises(DeadlineExceeded, match=f"r1 was not done within 5 s, {len(ids)} tokens came"):
+        state.on_failure(CallFailed(grpc.StatusCode.NOT_FOUND, "unknown"), 5.01)
+
+
 def test_a_request_made_anew_carries_only_the_time_that_is_left() -> None:
     state = stream(timeout_s=5.0)
     state.next_request(0.0)

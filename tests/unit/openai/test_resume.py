@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
+from ryzanstein_coordinator.intake import GenerateCall
 from ryzanstein_coordinator.openai.errors import BadRequestError
 from ryzanstein_coordinator.openai.resume import Resume, event_id, read_resume
+from ryzanstein_coordinator.openai.sampling import choice_sampling, completion_sampling
+from ryzanstein_coordinator.openai.schemas import CompletionRequest
+from ryzanstein_coordinator.prompts import TextPrompt
 from ryzanstein_coordinator.request_log import SqliteRequestLog
 
 from ..requests.cluster import eventually, request_path
@@ -201,6 +205,32 @@ async def test_after_a_restart_of_the_coordinator_the_tokens_before_are_not_sent
         assert list(new.submissions[0].emitted_token_ids) == []
     await log.close()
     await new.close()
+
+
+async def test_a_deadline_that_passed_while_no_coordinator_ran_is_one_and_not_an_unknown_request(
+    tmp_path: Path,
+) -> None:
+    """The request was sent over gRPC with a deadline, and is asked for over HTTP."""
+    wall = [5000.0]
+    log = SqliteRequestLog(tmp_path / "requests.sqlite", fingerprint="f", wall_clock=lambda: wall[0])
+    path = request_path(tokenizer=TOKENIZER, log=log)
+    asked: dict[str, Any] = {"prompt": "a", "max_tokens": 9, "seed": 0}
+    sampling = choice_sampling(completion_sampling(CompletionRequest(**asked)), 0)
+    prompt = TextPrompt("a")
+    call = GenerateCall(prompt=prompt, sampling=sampling, request_id="k1", timeout_s=10.0)
+    await path.front_door.generate(call)
+    await log.close()
+    wall[0] += 60.0
+    log = SqliteRequestLog(tmp_path / "requests.sqlite", fingerprint="f", wall_clock=lambda: wall[0])
+    path = request_path(tokenizer=TOKENIZER, log=log)
+    path.front_door.restore(log.restore())
+    async with front(path) as served:
+        reply = await served.post(COMPLETIONS, KEY, **asked)
+        assert reply.status_code == 504
+        assert "time was over while the coordinator was not running" in reply.json()["error"]["message"]
+        (failed,) = await served.events(COMPLETIONS, {**KEY, "last-event-id": "4"}, **asked)
+        assert failed.data["error"]["code"] == "deadline_exceeded"
+    await log.close()
 
 
 async def test_what_nobody_knows_any_more_can_not_be_gone_on_with(served: Front) -> None:

@@ -457,14 +457,14 @@ async def test_a_coordinator_that_was_started_again_goes_on_with_the_callers_tok
     file = tmp_path / "state" / "requests.sqlite"
     log = SqliteRequestLog(file, fingerprint="f", wall_clock=lambda: wall[0])
     before = request_path(log=log)
-    times = {"a": None, "late": 10.0, "timed": 1000.0, "slow": 1000.0, "unwanted": None}
+    times = {"a": None, "late": 10.0, "too late": 0.5, "timed": 1000.0, "slow": 1000.0, "unwanted": None}
     for request_id, timeout_s in times.items():
         await before.ask(
             [11, 12], request_id=request_id, timeout_s=timeout_s, max_tokens=20, stop=["nothing"], logprobs=2
         )
     await log.close()  # as the operating system does it for a process that is killed
 
-    wall[0] += 60.0
+    wall[0] += 125.0
     log = SqliteRequestLog(file, fingerprint="f", wall_clock=lambda: wall[0])
     after = request_path(log=log)
     restored = log.restore()
@@ -475,22 +475,24 @@ async def test_a_coordinator_that_was_started_again_goes_on_with_the_callers_tok
 
     assert {spec.request_id: left_s for spec, left_s in restored} == {
         "a": None,
-        "timed": 940.0,
-        "slow": 940.0,
+        "late": -115.0,
+        "timed": 875.0,
+        "slow": 875.0,
         "unwanted": None,
     }
     assert (await read_all(await after.front_door.attach("a", whole[:6])))[0] == whole[6:]
     assert (await read_all(await after.front_door.attach("timed", [])))[0] == whole
-    with pytest.raises(StatusError, match="no request 'late'"):
-        await after.front_door.attach("late", [])
+    with pytest.raises(StatusError, match="no request 'too late'"):
+        await after.front_door.attach("too late", [])
 
     for request_id, code in (
+        ("late", grpc.StatusCode.DEADLINE_EXCEEDED),
         ("slow", grpc.StatusCode.DEADLINE_EXCEEDED),
         ("unwanted", grpc.StatusCode.CANCELLED),
     ):
         if request_id == "slow":
             after.clock.now += 940.0
-        else:
+        elif request_id == "unwanted":
             after.front_door.cancel(request_id)
         _, _, ending = await read_all(await after.front_door.attach(request_id, whole[:6]))
         assert ending.error is not None
