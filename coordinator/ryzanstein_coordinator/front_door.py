@@ -17,6 +17,7 @@ from ryzanstein.failpoints import failpoint
 from ryzanstein.wire import StatusError, resource_exhausted, unavailable
 
 from .admission import AdmissionGate, AdmissionLimits
+from .counting import EndCounter
 from .deadlines import DeadlineQueue
 from .endings import deadline_ending, late_restart_ending, refused_outcome, restart_ending
 from .errors import cancelled, failed_precondition, shown
@@ -55,6 +56,7 @@ class FrontDoor:
         self._store = RequestStore(retention or RetentionLimits())
         self._log = log or NoRequestLog()
         self._metrics: RequestMetrics = metrics or NoMetrics()
+        self._ends = EndCounter(self._metrics)
         self._clock = clock
         self._deadlines: DeadlineQueue[RequestRecord] = DeadlineQueue()
         self._closed: str | None = None
@@ -85,7 +87,13 @@ class FrontDoor:
         rows = [key for key in forgotten if not self._store.is_coming(key)]
         if rows:
             self._log.forgotten(rows)
-        times = (self._router.tick(now), self._deadlines.next_at(), self._store.next_forget_at())
+        self._ends.tick(now)
+        times = (
+            self._router.tick(now),
+            self._deadlines.next_at(),
+            self._store.next_forget_at(),
+            self._ends.next_at(),
+        )
         return min((at for at in times if at is not None), default=None)
 
     def restore(self, records: Sequence[tuple[RequestSpec, float | None]]) -> None:
@@ -260,6 +268,7 @@ class FrontDoor:
             return
         self._check_open(4 * len(record.spec.prompt))
         self._store.revive(record)
+        self._ends.revived(record)
         record.revive()
         self._watch_deadline(record)
         if extra:
@@ -279,7 +288,7 @@ class FrontDoor:
         self._deadlines.discard(record)
         self._store.retire(record)
         self._gate.ended(now)
-        self._metrics.request_ended(record.ending.outcome, record.timings.total_s(now))
+        self._ends.ended(record, now)
         log_ended(record, epoch=self._router.epoch, now=now)
         self._tell_if_idle()
         self._sooner.set()

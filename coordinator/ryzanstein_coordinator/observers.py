@@ -27,7 +27,7 @@ class RequestMetrics(Protocol):
     """Counts and times of requests. All durations are seconds."""
 
     def request_ended(self, outcome: str, duration_s: float) -> None:
-        """One per request, refused ones too; `outcome` is one of OUTCOMES."""
+        """Once per request, refused ones too, when it is sure that it does not go on; `outcome` is one of OUTCOMES."""
 
     def request_queued(self, seconds: float) -> None:
         """How long an admitted request waited before it was submitted to a group the first time."""

@@ -135,6 +135,8 @@ class RequestRecord:
     violations: int = 0
     suspicion: Suspicion = field(default_factory=Suspicion)
     ending: Ending | None = None
+    #: The metrics know how it ended.
+    counted: bool = False
     listeners: set[Subscription] = field(default_factory=set)
     #: What log lines about it carry besides its id: how its caller's HTTP request is called.
     log_fields: dict[str, object] = field(default_factory=dict)

@@ -117,7 +117,7 @@ async def test_another_body_leaves_a_cut_request_as_it_was(served: Front, leader
     _, writer = await served.connect(COMPLETIONS, KEY, prompt="a", stream=True)
     await eventually(lambda: served.path.seen.generated == 3)
     writer.transport.abort()
-    await eventually(lambda: served.path.seen.ended == ["cancelled"])
+    await eventually(lambda: served.path.router.counts() == (0, 0))
     assert (await served.post(COMPLETIONS, KEY, prompt="b")).status_code == 400
     await eventually(lambda: served.path.router.counts() == (0, 0))
     leader.allow(None)

@@ -275,7 +275,32 @@ async def test_when_the_last_listener_leaves_the_sequence_leaves_the_leader(
     path.front_door.leave(second)
 
     await eventually(lambda: leader.running == 0)
-    assert path.seen.ended == ["cancelled"]
+    assert first.record.ending is not None
+    assert first.record.ending.outcome == "cancelled"
+
+
+async def test_a_request_counts_once_by_how_it_ended_for_good(path: RequestPath, leader: Leader) -> None:
+    for name in ("back soon", "back late", "gone", "unwanted"):
+        leader.allow(0)
+        path.front_door.leave(await path.ask([11], request_id=name, max_tokens=5))
+        leader.allow(None)
+        path.clock.now += 9.9
+        path.front_door.tick(path.clock.now)
+        assert path.seen.ended == []
+        if name == "back soon":
+            await read_all(await path.front_door.attach(name, []))
+            assert path.seen.ended == ["length"]
+        if name == "unwanted":
+            path.front_door.cancel(name)
+        path.clock.now += 0.1
+        assert path.front_door.tick(path.clock.now) is not None
+        if name == "back late":
+            assert path.seen.ended == ["cancelled"]
+            await read_all(await path.front_door.attach(name, []))
+        path.clock.now += 20.0
+        path.front_door.tick(path.clock.now)
+        assert len(path.seen.ended) == 1
+        path.seen.ended.clear()
 
 
 async def test_whoever_comes_back_gets_the_rest(path: RequestPath, leader: Leader) -> None:
