@@ -20,6 +20,7 @@ import re
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -50,9 +51,12 @@ class Role(Enum):
 class JoinTokens:
     """The tokens of a file, as of now."""
 
-    def __init__(self, read: Callable[[], tuple[bytes, ...]]) -> None:
-        """`read` returns at least one."""
+    def __init__(
+        self, read: Callable[[], tuple[bytes, ...]], *, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`read` returns at least one. `clock`: seconds since 1970."""
         self._read = read
+        self._clock = clock
 
     @classmethod
     def from_file(cls, path: Path) -> JoinTokens:
@@ -61,7 +65,7 @@ class JoinTokens:
 
     def prove(self, role: Role, method: str) -> str:
         """That this program knows the token, for one call of `method` ("/package.Service/Method")."""
-        seconds, nonce = str(int(time.time())), secrets.token_hex(16)
+        seconds, nonce = str(int(self._clock())), secrets.token_hex(16)
         return f"v1.{seconds}.{nonce}.{_mac(self._read()[0], role, method, seconds, nonce)}"
 
     def know(self, role: Role, method: str, seconds: str, nonce: str, mac: str) -> bool:
@@ -89,8 +93,9 @@ class ProofVerifier:
         self._window_s = window_s
         self._clock = clock
         self._lock = threading.Lock()
-        #: Numbers that were used, in the order in which they came, and when each is forgotten.
-        self._used: dict[str, float] = {}
+        #: Numbers that were used; in the order in which they came, each with the time when it is forgotten.
+        self._used: set[str] = set()
+        self._forget_at: deque[tuple[float, str]] = deque()
 
     def refusal(self, method: str, proof: str | None) -> str:
         """Why this call is none of the cluster's; empty: it is."""
@@ -108,17 +113,18 @@ class ProofVerifier:
                 f"{self._window_s:.0f} s apart (set them by NTP), or somebody sent an old message again"
             )
         with self._lock:
-            self._forget(now_s)
+            while self._forget_at and self._forget_at[0][0] < now_s:
+                self._used.discard(self._forget_at.popleft()[1])
             if parts[2] in self._used:
                 return "this proof of the join token was used before: somebody sent a message again"
-            self._used[parts[2]] = now_s + 2 * self._window_s
+            self._used.add(parts[2])
+            self._forget_at.append((now_s + 2 * self._window_s, parts[2]))
         return ""
 
-    def _forget(self, now_s: float) -> None:
-        for nonce, until_s in list(self._used.items())[:16]:  # a few at each call: more than come
-            if until_s >= now_s:
-                return
-            del self._used[nonce]
+    @property
+    def remembered(self) -> int:
+        """How many proofs can't be used again: only members' count, so strangers don't make them more."""
+        return len(self._used)
 
 
 def read_tokens(path: Path) -> tuple[bytes, ...]:
