@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ryzanstein_client.errors import Disconnected
     from ryzanstein_client.sync import Client
 
+    from .cluster_view import OutputConsole
+
 
 def commands(app: typer.Typer) -> None:
     """Adds the commands."""
@@ -66,7 +68,7 @@ def status(
 def top(
     interval: Annotated[
         float, typer.Option("--interval", metavar="SECONDS", min=0.05, help="Between two looks.")
-    ] = 1.0,
+    ] = 0.5,
     coordinator: options.Coordinator = "127.0.0.1:50051",
     api_key_file: options.ApiKeyFile = None,
     tls: options.Tls = False,
@@ -75,7 +77,10 @@ def top(
     tls_key_file: options.TlsKeyFile = None,
     config: ConfigFile = None,
 ) -> None:
-    """Watch the cluster live, heartbeats and steps included, until Ctrl-C."""
+    """Watch the cluster live, heartbeats and steps included, until Ctrl-C. Without a terminal: a table per look."""
+    from .cluster_view import OutputConsole
+
+    console = OutputConsole()
     with (
         suppress(KeyboardInterrupt),
         options.open_client(
@@ -87,7 +92,11 @@ def top(
             tls_key_file=tls_key_file,
         ) as client,
     ):
-        _show(_polled(client, interval), live=True, screen=True)
+        looks = _polled(client, interval)
+        if console.is_terminal:
+            _fill_screen(console, looks)
+        else:
+            _show(looks, live=False)
 
 
 def drain(
@@ -126,7 +135,22 @@ def _polled(client: Client, interval_s: float) -> Iterator[dict[str, Any] | Disc
             yield error
 
 
-def _show(snapshots: Iterable[dict[str, Any] | Disconnected], *, live: bool, screen: bool = False) -> None:
+def _fill_screen(console: OutputConsole, looks: Iterable[dict[str, Any] | Disconnected]) -> None:
+    from rich.live import Live
+
+    from .top_view import TopView
+
+    view = TopView()
+    with Live(view, console=console, screen=True, auto_refresh=False) as display:
+        for look in looks:
+            if isinstance(look, dict):
+                view.update(look)
+            else:
+                view.lost(str(look), time.strftime("%H:%M:%S"))
+            display.refresh()
+
+
+def _show(snapshots: Iterable[dict[str, Any] | Disconnected], *, live: bool) -> None:
     """One table, one that changes in place, or (without a terminal) one after the other."""
     from rich.live import Live
 
@@ -135,7 +159,7 @@ def _show(snapshots: Iterable[dict[str, Any] | Disconnected], *, live: bool, scr
     console = OutputConsole()
     views = (render_cluster(cluster) if isinstance(cluster, dict) else str(cluster) for cluster in snapshots)
     if live and console.is_terminal:
-        with Live(console=console, screen=screen, auto_refresh=False) as display:
+        with Live(console=console, auto_refresh=False) as display:
             for view in views:
                 display.update(view, refresh=True)
     else:
