@@ -35,7 +35,8 @@ class _WorkerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkerSta
     WORKER_STATE_FAILED: _WorkerState.ValueType  # 7
     WORKER_STATE_DRAINING: _WorkerState.ValueType  # 8
 
-class WorkerState(_WorkerState, metaclass=_WorkerStateEnumTypeWrapper): ...
+class WorkerState(_WorkerState, metaclass=_WorkerStateEnumTypeWrapper):
+    """What a worker is doing, as it tells; what people see of it is decided by the coordinator."""
 
 WORKER_STATE_UNSPECIFIED: WorkerState.ValueType  # 0
 WORKER_STATE_JOINING: WorkerState.ValueType  # 1
@@ -85,6 +86,8 @@ Global___Versions: _TypeAlias = Versions  # noqa: Y015
 
 @_typing.final
 class Device(_message.Message):
+    """What a worker computes on."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
@@ -125,6 +128,8 @@ Global___Device: _TypeAlias = Device  # noqa: Y015
 
 @_typing.final
 class RegisterRequest(_message.Message):
+    """Who the worker is and what it has."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     WORKER_ID_FIELD_NUMBER: _builtins.int
@@ -214,6 +219,8 @@ Global___RegisterResponse: _TypeAlias = RegisterResponse  # noqa: Y015
 
 @_typing.final
 class MemoryUse(_message.Message):
+    """Of the device, or of the process on a CPU."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
@@ -247,6 +254,8 @@ Global___MemoryUse: _TypeAlias = MemoryUse  # noqa: Y015
 
 @_typing.final
 class LastCollective(_message.Message):
+    """The operation of the group that a rank began last; numbers count from 1 in each epoch."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
@@ -352,6 +361,8 @@ Global___DeviceHealth: _TypeAlias = DeviceHealth  # noqa: Y015
 
 @_typing.final
 class HeartbeatRequest(_message.Message):
+    """How the worker is. Sent at every interval, and at once when something changed."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -473,6 +484,8 @@ Global___HeartbeatResponse: _TypeAlias = HeartbeatResponse  # noqa: Y015
 
 @_typing.final
 class RendezvousKey(_message.Message):
+    """Which attempt a call belongs to."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     GROUP_ID_FIELD_NUMBER: _builtins.int

@@ -191,7 +191,8 @@ class RendezvousServiceServicer(object):
     """
 
     def SetValue(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Sets a key, whatever it held.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -204,25 +205,30 @@ class RendezvousServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def AddToValue(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Adds to a key that holds a number, 0 if it is not there; gives the sum.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CompareSetValue(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Sets a key if it holds what is expected, or is not there and nothing is expected. Gives what it holds then; what was
+        expected, if it is not there.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CheckValues(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Whether all keys are there now.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteValue(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Takes a key out; whether it was there.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

@@ -73,12 +73,19 @@ class RendezvousServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RendezvousServiceAsyncStub: ...
     SetValue: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.SetValueRequest, _cluster_pb2.SetValueResponse]
+    """Sets a key, whatever it held."""
     WaitForValues: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.WaitForValuesRequest, _cluster_pb2.WaitForValuesResponse]
     """Waits until all keys are there or the deadline passes."""
     AddToValue: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AddToValueRequest, _cluster_pb2.AddToValueResponse]
+    """Adds to a key that holds a number, 0 if it is not there; gives the sum."""
     CompareSetValue: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.CompareSetValueRequest, _cluster_pb2.CompareSetValueResponse]
+    """Sets a key if it holds what is expected, or is not there and nothing is expected. Gives what it holds then; what was
+    expected, if it is not there.
+    """
     CheckValues: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.CheckValuesRequest, _cluster_pb2.CheckValuesResponse]
+    """Whether all keys are there now."""
     DeleteValue: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.DeleteValueRequest, _cluster_pb2.DeleteValueResponse]
+    """Takes a key out; whether it was there."""
 
 @_typing.type_check_only
 class RendezvousServiceAsyncStub(RendezvousServiceStub):
@@ -88,12 +95,19 @@ class RendezvousServiceAsyncStub(RendezvousServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SetValue: _aio.UnaryUnaryMultiCallable[_cluster_pb2.SetValueRequest, _cluster_pb2.SetValueResponse]  # type: ignore[assignment]
+    """Sets a key, whatever it held."""
     WaitForValues: _aio.UnaryUnaryMultiCallable[_cluster_pb2.WaitForValuesRequest, _cluster_pb2.WaitForValuesResponse]  # type: ignore[assignment]
     """Waits until all keys are there or the deadline passes."""
     AddToValue: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AddToValueRequest, _cluster_pb2.AddToValueResponse]  # type: ignore[assignment]
+    """Adds to a key that holds a number, 0 if it is not there; gives the sum."""
     CompareSetValue: _aio.UnaryUnaryMultiCallable[_cluster_pb2.CompareSetValueRequest, _cluster_pb2.CompareSetValueResponse]  # type: ignore[assignment]
+    """Sets a key if it holds what is expected, or is not there and nothing is expected. Gives what it holds then; what was
+    expected, if it is not there.
+    """
     CheckValues: _aio.UnaryUnaryMultiCallable[_cluster_pb2.CheckValuesRequest, _cluster_pb2.CheckValuesResponse]  # type: ignore[assignment]
+    """Whether all keys are there now."""
     DeleteValue: _aio.UnaryUnaryMultiCallable[_cluster_pb2.DeleteValueRequest, _cluster_pb2.DeleteValueResponse]  # type: ignore[assignment]
+    """Takes a key out; whether it was there."""
 
 class RendezvousServiceServicer(metaclass=_abc_1.ABCMeta):
     """The key-value store over which the ranks of one epoch find each other (a torch.distributed.Store). Every call
@@ -105,7 +119,8 @@ class RendezvousServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _cluster_pb2.SetValueRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_cluster_pb2.SetValueResponse, _abc.Awaitable[_cluster_pb2.SetValueResponse]]: ...
+    ) -> _typing.Union[_cluster_pb2.SetValueResponse, _abc.Awaitable[_cluster_pb2.SetValueResponse]]:
+        """Sets a key, whatever it held."""
 
     @_abc_1.abstractmethod
     def WaitForValues(
@@ -120,27 +135,33 @@ class RendezvousServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _cluster_pb2.AddToValueRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_cluster_pb2.AddToValueResponse, _abc.Awaitable[_cluster_pb2.AddToValueResponse]]: ...
+    ) -> _typing.Union[_cluster_pb2.AddToValueResponse, _abc.Awaitable[_cluster_pb2.AddToValueResponse]]:
+        """Adds to a key that holds a number, 0 if it is not there; gives the sum."""
 
     @_abc_1.abstractmethod
     def CompareSetValue(
         self,
         request: _cluster_pb2.CompareSetValueRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_cluster_pb2.CompareSetValueResponse, _abc.Awaitable[_cluster_pb2.CompareSetValueResponse]]: ...
+    ) -> _typing.Union[_cluster_pb2.CompareSetValueResponse, _abc.Awaitable[_cluster_pb2.CompareSetValueResponse]]:
+        """Sets a key if it holds what is expected, or is not there and nothing is expected. Gives what it holds then; what was
+        expected, if it is not there.
+        """
 
     @_abc_1.abstractmethod
     def CheckValues(
         self,
         request: _cluster_pb2.CheckValuesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_cluster_pb2.CheckValuesResponse, _abc.Awaitable[_cluster_pb2.CheckValuesResponse]]: ...
+    ) -> _typing.Union[_cluster_pb2.CheckValuesResponse, _abc.Awaitable[_cluster_pb2.CheckValuesResponse]]:
+        """Whether all keys are there now."""
 
     @_abc_1.abstractmethod
     def DeleteValue(
         self,
         request: _cluster_pb2.DeleteValueRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_cluster_pb2.DeleteValueResponse, _abc.Awaitable[_cluster_pb2.DeleteValueResponse]]: ...
+    ) -> _typing.Union[_cluster_pb2.DeleteValueResponse, _abc.Awaitable[_cluster_pb2.DeleteValueResponse]]:
+        """Takes a key out; whether it was there."""
 
 def add_RendezvousServiceServicer_to_server(servicer: RendezvousServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
