@@ -12,6 +12,9 @@ from rich.text import Text
 from .fitted_table import Column, fitted_table
 from .words import STYLES, bytes_text, duration_text, rate_text, who
 
+#: What the state of the worker says already.
+_PLAIN_PHASES = ("", "serving", "waiting", "loaded", "active")
+
 #: Wide enough for every column when nobody's terminal sets a limit.
 _PLAIN_WIDTH = 200
 
@@ -103,7 +106,7 @@ def workers_table(cluster: Mapping[str, Any], width: int) -> Table:
         "group": len(cluster["groups"]) < 2,
         "host": len({worker["host"] for worker in workers}) < 2,
         "device": len({worker["device"] for worker in workers}) < 2,
-        "phase": all(worker["state"] == "active" for worker in workers),
+        "phase": all(worker["phase"] in _PLAIN_PHASES for worker in workers),
         "health": not any(_health(worker).plain for worker in workers),
         "step time": not any(_step_time(worker) for worker in workers),
         "comm": not any(_communication(worker) for worker in workers),

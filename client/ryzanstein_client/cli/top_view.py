@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +25,8 @@ from .words import (
 _SPARKS = "▁▂▃▄▅▆▇█"
 #: Of the snapshots that are remembered for the sparklines, one a second.
 _KEPT = 120
+#: Fewer columns than this tell nothing.
+_LEAST_ROOM = 10
 #: A recovery is worth a sentence for so long after it.
 _RECENT_S = 120.0
 
@@ -65,9 +68,9 @@ class TopView:
             return
         if not self._error:
             yield _fit(_state(cluster), options)
-        lines = [line for line in (_trouble(cluster), _reasons(cluster)) if line is not None]
+        lines = [line for line in (_trouble(cluster), *_reasons(cluster)) if line is not None]
         for line in lines:
-            yield _fit(line, options)
+            yield Padding(line, (0, 0, 0, 2))
         yield Text()
         yield from self._traffic(cluster, options)
         yield Text()
@@ -107,15 +110,15 @@ class TopView:
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(style="dim", no_wrap=True)
         table.add_column(no_wrap=True, min_width=24)
-        table.add_column(no_wrap=True, style="green")
-        room = max(0, min(_KEPT, options.max_width - 16 - 32))
+        table.add_column(no_wrap=True, style="cyan")
+        room = min(_KEPT, options.max_width - 16 - 28)
         for name, text, value, least in rows:
             table.add_row(name, text, self._spark(value, least, room, ascii_only=options.ascii_only))
         yield table
 
     def _spark(self, value: Value, least: float, room: int, *, ascii_only: bool) -> str:
         """The newest seconds at the right end."""
-        values = [value(point) for _, point in list(self._points)[-room:]] if room else []
+        values = [value(point) for _, point in list(self._points)[-room:]] if room >= _LEAST_ROOM else []
         top = max([least, *(number for number in values if number is not None)])
         sparks = "_.-=+*%#" if ascii_only else _SPARKS
         return "".join(" " if number is None else sparks[min(7, int(8 * number / top))] for number in values)
@@ -152,24 +155,23 @@ def _trouble(cluster: Mapping[str, Any]) -> Text | None:
     if last["reformed_s"] is None:
         culprit = last["culprit"]
         where = f" (host {culprit['host']}, {culprit['device']}, process {culprit['pid']})" if culprit else ""
-        return Text(f"  to blame: {what_happened(last)}{where}", style="bold")
+        return Text(f"to blame: {what_happened(last)}{where}", style="bold")
     served = next((epoch for epoch in cluster.get("history") or () if epoch["epoch"] == last["epoch"]), None)
     if served is None or served["served_unix_s"] is None:
         return None
     age_s = cluster["unix_s"] - served["served_unix_s"]
     if age_s > _RECENT_S:
         return None
-    return Text(f"  {ago_text(age_s)}: {what_happened(last)}; {_back(last)}")
+    return Text(f"{ago_text(age_s)}: {what_happened(last)}; {_back(last)}")
 
 
-def _reasons(cluster: Mapping[str, Any]) -> Text | None:
+def _reasons(cluster: Mapping[str, Any]) -> list[Text]:
     """Why groups do not serve, or with fewer ranks."""
-    reasons = [
-        f"group {group['id']}: {group['state']}: {group['reason']}"
+    return [
+        Text(f"group {group['id']}: {group['state']}: {group['reason']}")
         for group in cluster["groups"]
         if group["reason"] and group["state"] != "serving"
     ]
-    return Text("\n".join(f"  {reason}" for reason in reasons)) if reasons else None
 
 
 def _epochs(cluster: Mapping[str, Any], options: ConsoleOptions, most: int) -> RenderResult:
@@ -179,11 +181,13 @@ def _epochs(cluster: Mapping[str, Any], options: ConsoleOptions, most: int) -> R
         return
     yield Text()
     groups = len(cluster["groups"]) > 1
+    names = [f"epoch {epoch['epoch']}" for epoch in history]
+    times = [ago_text(cluster["unix_s"] - epoch["began_unix_s"]) for epoch in history]
     table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(justify="right", style="dim", no_wrap=True)
-    table.add_column(justify="right", style="dim", no_wrap=True)
+    for texts in (names, times):
+        table.add_column(justify="right", style="dim", no_wrap=True, min_width=max(map(len, texts)))
     table.add_column(overflow="ellipsis", no_wrap=True)
-    for epoch in history:
+    for name, time, epoch in zip(names, times, history, strict=True):
         recovery = epoch["recovery"]
         text = Text(f"{epoch['group']}  " if groups else "")
         if recovery is None:
@@ -194,7 +198,7 @@ def _epochs(cluster: Mapping[str, Any], options: ConsoleOptions, most: int) -> R
             text.append(f"; {_back(recovery)}", style="dim")
         if epoch["served_unix_s"] is None:
             text.append("; never served" if epoch["ended_unix_s"] else "; not serving yet", style="yellow")
-        table.add_row(f"epoch {epoch['epoch']}", ago_text(cluster["unix_s"] - epoch["began_unix_s"]), text)
+        table.add_row(name, time, text)
     yield table
 
 
