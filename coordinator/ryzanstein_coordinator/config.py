@@ -58,7 +58,7 @@ class OrchestratorConfig:
     prefix_caching: bool = True
     #: A step that prefills beside streams that decode should take at most so many times as long as without.
     #: 0: no bound.
-    max_decode_slowdown: float = 1.5
+    max_decode_slowdown: float = 1.7
     #: Share of each device's memory that may be used, in (0, 1].
     memory_utilization: float = 0.9
     #: Bytes of KV cache per rank. None: what the ledger leaves, on CPUs no more than is needed.
@@ -145,7 +145,7 @@ class OrchestratorConfig:
             )
         if self.max_decode_slowdown != 0.0 and not 1.0 < self.max_decode_slowdown < math.inf:
             raise ConfigError(
-                f"--max-decode-slowdown: {self.max_decode_slowdown} is not above 1, e.g. 1.5; 0 sets no bound"
+                f"--max-decode-slowdown: {self.max_decode_slowdown} is not above 1, e.g. 1.7; 0 sets no bound"
             )
         if not 0.0 < self.memory_utilization <= 1.0:
             raise ConfigError(f"--memory-utilization: {self.memory_utilization} is not in (0, 1], e.g. 0.9")

@@ -72,7 +72,7 @@ def configuration(
             metavar="FACTOR",
             help="how many times as long a step may take when it prefills beside running streams; 0: no bound",
         ),
-    ] = 1.5,
+    ] = 1.7,
     memory_utilization: Annotated[
         float, typer.Option(help="share of each device's memory to use, in (0, 1]")
     ] = 0.9,

@@ -85,8 +85,18 @@ class StepLoop:
         return batch, None
 
 
-def lead(loop: StepLoop, inbox: Inbox, publish: Publish, *, keep_alive_s: float) -> None:
+def lead(
+    loop: StepLoop,
+    inbox: Inbox,
+    publish: Publish,
+    *,
+    keep_alive_s: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
     """Rank 0's loop: until the inbox says stop.
+
+    Args:
+        clock: of the steps' durations, and of `Progress.last_step_at`.
 
     Raises:
         CommunicationError: a rank did not answer, or the group was aborted.
@@ -96,7 +106,7 @@ def lead(loop: StepLoop, inbox: Inbox, publish: Publish, *, keep_alive_s: float)
     while True:
         busy = bool(sampled) or loop.scheduler.has_work
         arrived = inbox.take(0.0 if busy else keep_alive_s)
-        started_at = time.monotonic()
+        started_at = clock()
         loop.handler.step_started()
         step += 1
         plan = shard_worker_pb2.StepPlan(
@@ -126,14 +136,12 @@ def lead(loop: StepLoop, inbox: Inbox, publish: Publish, *, keep_alive_s: float)
         scored = [] if logits is None else score(logits[len(sampling) :], batch.slices)
         failpoint("step.sampled")
         loop.handler.check()  # on CUDA a broken group ends operations early, with garbage: none of it is published
-        now = time.monotonic()
+        now = clock()
         loop.handler.step_finished()
         loop.progress.finished(step, started_at, now)
         if loop.pace is not None:
             streams = batch.num_decoding
-            loop.pace.stepped(
-                streams, batch.num_tokens - streams, now - started_at, allowed=plan.prefill_tokens
-            )
+            loop.pace.stepped(streams, batch.num_tokens - streams, now - started_at)
         if batch.slices or batch.dropped or arrived:
             publish(_response(loop, step, batch, sampled, scored, now - started_at))
 
