@@ -27,6 +27,7 @@ def own(directory: Path) -> Iterator[None]:
         StateError: another coordinator has it, or it can't be written.
     """
     path = directory / _FILE
+    os.umask(0o077)  # prompts are kept there: whatever this process writes is for its own user
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

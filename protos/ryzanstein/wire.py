@@ -19,6 +19,9 @@ RETRY_AFTER_KEY = "retry-after-ms"
 #: Initial metadata of Execute: the epoch whose leader has taken the stream. Sent at once.
 EPOCH_KEY = "ryzanstein-epoch"
 
+#: The leader sends a message without `stats` on its Execute stream so often, in seconds, whatever it computes.
+EXECUTE_BEAT_S = 0.25
+
 _COMMON_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -28,7 +31,7 @@ _COMMON_OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.max_pings_without_data", 0),
 ]
 
-#: Calls that one connection may have open. A client with more of them waits for its own.
+#: Calls that one connection may have open. A client with more of them waits for its own, or is refused.
 MAX_STREAMS_PER_CONNECTION = 1024
 
 #: Of all headers of a call together. A request id, a key and a proof have less than 1 KiB.
