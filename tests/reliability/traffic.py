@@ -162,6 +162,8 @@ class Traffic:
                 return
             stream.running = False
             while not self._flows.is_set():
+                if self._ending.is_set():
+                    return
                 await asyncio.sleep(0.01)
             stream.running = True
             which = number % len(self._requests)
