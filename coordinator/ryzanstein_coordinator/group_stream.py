@@ -13,7 +13,7 @@ import grpc
 import structlog
 
 from ryzanstein.v1.shard_worker_pb2 import CancelSequence, ExecuteRequest, ExecuteResponse, SubmitSequence
-from ryzanstein.wire import EPOCH_KEY
+from ryzanstein.wire import EPOCH_KEY, EXECUTE_BEAT_S
 
 from .requests import RequestRecord
 
@@ -24,6 +24,9 @@ _log = structlog.get_logger()
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
+#: A stream on which so many of the leader's signs of life are missing is broken, whatever TCP says: a cut network is
+#: noticed by it after ten seconds or more. A leader that can't even send heartbeats is found before, by its lease.
+_MISSING_BEATS = 6
 
 
 class GroupStream:
@@ -55,6 +58,8 @@ class GroupStream:
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._lived = False  # whether the stream that is open brought any step
+        self._heard = 0  # messages on it
+        self._silent = False  # it is given up because nothing came
         self._closed = False
 
     def start(self) -> None:
@@ -82,7 +87,7 @@ class GroupStream:
     async def _run(self) -> None:
         pause_s = _FIRST_PAUSE_S
         while not self._closed:
-            self._lived = False
+            self._lived = self._silent = False
             reason = await self._once()
             if self._closed:
                 return
@@ -102,15 +107,15 @@ class GroupStream:
             # A call that failed has none; what is submitted does not wait for it.
             if (await call.initial_metadata()).get(EPOCH_KEY) == str(self.epoch) and not self._closed:
                 self._on_alive()
-            while (response := await call.read()) is not grpc.aio.EOF and not self._closed:
-                self._lived = True
-                self._on_step(cast("ExecuteResponse", response))
+            await self._read(call)
         except grpc.aio.AioRpcError as error:
             return f"{error.code().name}: {error.details()}"
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._closed or task is None or task.cancelling():
                 raise
+            if self._silent:
+                return f"nothing came for {_MISSING_BEATS * EXECUTE_BEAT_S:g} s"
             return "the call was cancelled"  # not this task: the channel was closed, or writing failed
         except grpc.aio.UsageError as error:  # the channel was closed before
             return str(error)
@@ -122,6 +127,34 @@ class GroupStream:
                 writer.cancel()
                 call.cancel()
         return "the leader ended the stream"
+
+    async def _read(self, call: Any) -> None:
+        watch: asyncio.Task[None] | None = None
+        try:
+            while (message := await call.read()) is not grpc.aio.EOF and not self._closed:
+                response = cast("ExecuteResponse", message)
+                self._heard += 1
+                if response.HasField("stats"):
+                    self._lived = True
+                    self._on_step(response)
+                elif watch is None:  # a leader that gives signs of life goes on to
+                    watch = asyncio.create_task(self._watch(call), name=f"execute-{self.epoch}-watch")
+        finally:
+            if watch is not None:
+                watch.cancel()
+
+    async def _watch(self, call: Any) -> None:
+        """Gives the stream up when nothing comes any more.
+
+        Counted, not timed: after this process stood still, what waits in its sockets is read before the next count.
+        """
+        missing = 0
+        while missing < _MISSING_BEATS:
+            before = self._heard
+            await asyncio.sleep(EXECUTE_BEAT_S)
+            missing = 0 if self._heard != before else missing + 1
+        self._silent = True
+        call.cancel()
 
     async def _write(self, call: Any) -> None:
         try:

@@ -10,7 +10,7 @@ import grpc
 
 from ryzanstein.model_plan import ModelError
 from ryzanstein.v1 import shard_worker_pb2, shard_worker_pb2_grpc
-from ryzanstein.wire import EPOCH_KEY, StatusError, invalid_argument, stale_epoch, unavailable
+from ryzanstein.wire import EPOCH_KEY, EXECUTE_BEAT_S, StatusError, invalid_argument, stale_epoch, unavailable
 
 from .checkpoint import InitializationError
 from .communication import CommunicationError
@@ -122,7 +122,12 @@ class ShardWorkerServicer(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
                     alive.discard(message.cancel.sequence_id)
                     inbox.cancel(message.cancel.sequence_id)
 
-        commands = asyncio.create_task(take_commands())
+        async def beat() -> None:
+            while True:
+                outputs.put_nowait(shard_worker_pb2.ExecuteResponse(epoch=epoch))
+                await asyncio.sleep(EXECUTE_BEAT_S)
+
+        commands, beats = asyncio.create_task(take_commands()), asyncio.create_task(beat())
         commands.add_done_callback(lambda _: outputs.put_nowait(None))
         try:
             # At once: until there is something to compute, nothing else shows that the stream has got here.
@@ -137,6 +142,7 @@ class ShardWorkerServicer(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
             commands.result()
         finally:
             commands.cancel()
+            beats.cancel()
             if self._outputs is outputs:
                 self._outputs = None
             for sequence_id in alive:  # nobody listens any more: the blocks are free at the next step

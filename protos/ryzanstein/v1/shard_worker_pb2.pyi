@@ -533,6 +533,8 @@ Global___SchedulerStats: _TypeAlias = SchedulerStats  # noqa: Y015
 
 @_typing.final
 class ExecuteResponse(_message.Message):
+    """Of a step that brought something; without stats, a sign of life."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     EPOCH_FIELD_NUMBER: _builtins.int

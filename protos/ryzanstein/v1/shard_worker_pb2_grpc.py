@@ -84,7 +84,9 @@ class ShardWorkerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Execute(self, request_iterator, context):
-        """Only on rank 0: sequences go down, one message per step comes up.
+        """Only on rank 0: sequences go down, one message per step comes up. The leader answers at once, with its epoch as
+        initial metadata (`ryzanstein-epoch`), and sends a message without stats four times a second: so much shows that
+        the stream is whole.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,10 @@ class ShardWorkerServiceStub:
     JoinGroup: _grpc.UnaryUnaryMultiCallable[_shard_worker_pb2.JoinGroupRequest, _shard_worker_pb2.JoinGroupResponse]
     """Joins the tensor-parallel group of an epoch and begins to step."""
     Execute: _grpc.StreamStreamMultiCallable[_shard_worker_pb2.ExecuteRequest, _shard_worker_pb2.ExecuteResponse]
-    """Only on rank 0: sequences go down, one message per step comes up."""
+    """Only on rank 0: sequences go down, one message per step comes up. The leader answers at once, with its epoch as
+    initial metadata (`ryzanstein-epoch`), and sends a message without stats four times a second: so much shows that
+    the stream is whole.
+    """
     Abort: _grpc.UnaryUnaryMultiCallable[_shard_worker_pb2.AbortRequest, _shard_worker_pb2.AbortResponse]
     """Leaves the group at once, also out of a blocked collective. The weights stay."""
     Drain: _grpc.UnaryUnaryMultiCallable[_shard_worker_pb2.DrainRequest, _shard_worker_pb2.DrainResponse]
@@ -54,7 +57,10 @@ class ShardWorkerServiceAsyncStub(ShardWorkerServiceStub):
     JoinGroup: _aio.UnaryUnaryMultiCallable[_shard_worker_pb2.JoinGroupRequest, _shard_worker_pb2.JoinGroupResponse]  # type: ignore[assignment]
     """Joins the tensor-parallel group of an epoch and begins to step."""
     Execute: _aio.StreamStreamMultiCallable[_shard_worker_pb2.ExecuteRequest, _shard_worker_pb2.ExecuteResponse]  # type: ignore[assignment]
-    """Only on rank 0: sequences go down, one message per step comes up."""
+    """Only on rank 0: sequences go down, one message per step comes up. The leader answers at once, with its epoch as
+    initial metadata (`ryzanstein-epoch`), and sends a message without stats four times a second: so much shows that
+    the stream is whole.
+    """
     Abort: _aio.UnaryUnaryMultiCallable[_shard_worker_pb2.AbortRequest, _shard_worker_pb2.AbortResponse]  # type: ignore[assignment]
     """Leaves the group at once, also out of a blocked collective. The weights stay."""
     Drain: _aio.UnaryUnaryMultiCallable[_shard_worker_pb2.DrainRequest, _shard_worker_pb2.DrainResponse]  # type: ignore[assignment]
@@ -85,7 +91,10 @@ class ShardWorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_shard_worker_pb2.ExecuteRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_shard_worker_pb2.ExecuteResponse], _abc.AsyncIterator[_shard_worker_pb2.ExecuteResponse]]:
-        """Only on rank 0: sequences go down, one message per step comes up."""
+        """Only on rank 0: sequences go down, one message per step comes up. The leader answers at once, with its epoch as
+        initial metadata (`ryzanstein-epoch`), and sends a message without stats four times a second: so much shows that
+        the stream is whole.
+        """
 
     @_abc_1.abstractmethod
     def Abort(

@@ -81,6 +81,8 @@ class Leader:
     step_s: float = 0.0
     #: It says at once that it has taken the stream.
     answers: bool = True
+    #: It gives so many signs of life on each stream, at once.
+    beats: int = 0
     #: Tokens of each sequence that a step prefills; 0: all at once.
     prefill: int = 0
 
@@ -159,6 +161,8 @@ class Leader:
     ) -> AsyncIterator[ExecuteResponse]:
         if self.answers:
             await context.send_initial_metadata(((EPOCH_KEY, str(self.epoch)),))
+        for _ in range(self.beats):
+            yield ExecuteResponse(epoch=self.epoch)
         mine = self._sequences = {}
         commands = asyncio.create_task(self._take(request_iterator))
         try:

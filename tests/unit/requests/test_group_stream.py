@@ -10,10 +10,12 @@ from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from ryzanstein.v1.shard_worker_pb2 import EngineLimits
 from ryzanstein.v1.shard_worker_pb2_grpc import ShardWorkerServiceStub
 from ryzanstein.wire import CHANNEL_OPTIONS
+from ryzanstein_coordinator import group_stream
 
 from .cluster import RequestPath, eventually, read_all, request_path
 from .leader import Leader
@@ -63,6 +65,41 @@ async def test_the_leader_of_another_epoch_has_not_taken_this_ones_stream(path: 
         await path.ask([11], max_tokens=5)
         await eventually(lambda: old.steps == 5)
         assert path.seen.alive == []
+
+
+async def test_a_stream_on_which_no_sign_of_life_comes_any_more_is_given_up_and_opened_again(
+    path: RequestPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packets are lost, and TCP tells nobody for ten seconds or more."""
+    monkeypatch.setattr(group_stream, "EXECUTE_BEAT_S", 0.01)
+    async with leading(budget=3, beats=1) as leader:
+        path.serve(leader)
+        asked = await path.ask([11], max_tokens=6)
+        await eventually(lambda: path.seen.generated == 3)
+        with capture_logs() as logs:
+            await eventually(lambda: path.seen.broken != [])
+        assert [line["reason"] for line in logs if line["event"] == "execute_stream_broken"] == [
+            "nothing came for 0.06 s"
+        ]
+        leader.beats = 0
+        leader.allow(None)
+        tokens, _, _ = await read_all(asked)
+        assert tokens == leader.expected([11], max_tokens=6)
+        assert len(path.seen.alive) >= 2
+
+
+async def test_steps_are_signs_of_life_too_and_a_leader_that_never_gave_any_is_not_waited_for(
+    path: RequestPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_stream, "EXECUTE_BEAT_S", 0.04)
+    async with leading(beats=1, step_s=0.01) as leader, leading(epoch=2) as quiet:
+        path.serve(leader)
+        await read_all(await path.ask([11], max_tokens=60))
+        assert path.seen.broken == []
+        path.router.group_lost("g0", 1, "test")
+        path.serve(quiet)
+        await read_all(await path.ask([11], max_tokens=3))
+        assert "execute-2-watch" not in {task.get_name() for task in asyncio.all_tasks()}
 
 
 @pytest.fixture
