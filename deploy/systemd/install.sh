@@ -87,6 +87,19 @@ parse() {
     [[ $role == coordinator ]] || unit_names+=(ryzanstein-shard-worker@.service)
 }
 
+check_first() { # what would be missed only after half of the work
+    if [[ $role != worker && -z $model_dir && ! -e $etc/coordinator.toml ]]; then
+        fail "--model-dir is needed for a new coordinator"
+    fi
+    if [[ $role == worker && $keys == yes && ! -e $etc/credentials/join-token ]]; then
+        fail "$etc/credentials/join-token is not there: copy the coordinator's, for root alone, or give --no-keys"
+    fi
+    local file
+    for file in "$cert" "$key" "$client_ca"; do
+        [[ -z $file || -r $file ]] || fail "$file can't be read"
+    done
+}
+
 # --- software: one environment per release, and a link to the one that services start from
 
 check_python() {
@@ -154,6 +167,7 @@ install_software() {
 # --- users, directories, credentials, settings
 
 make_users() {
+    install -d -m 755 "$root/etc"
     if command -v systemd-sysusers >/dev/null; then
         systemd-sysusers ${root:+--root="$root"} "$here/config/sysusers.conf"
         return
@@ -165,10 +179,10 @@ make_users() {
     done
 }
 
-secret() { # FILE: standard input, for root alone; what is there stays
+secret() { # FILE TEXT: for root alone; what is there stays. No program sees the text as an argument.
     if [[ ! -e $1 ]]; then
         install -m 600 /dev/null "$1"
-        cat >"$1"
+        printf '%s\n' "$2" >"$1"
         say "credential: $1 is new"
     fi
 }
@@ -180,12 +194,10 @@ make_credentials() {
     install -d -m 700 "$etc/credentials"
     if [[ $keys == yes ]]; then
         if [[ $role != worker ]]; then
-            printf '%s default inference\n%s operator inference,operations\n' "$(random 16)" "$(random 16)" |
-                secret "$etc/credentials/api-keys"
-        elif [[ ! -e $etc/credentials/join-token ]]; then
-            fail "$etc/credentials/join-token is not there: copy the coordinator's, for root alone, or give --no-keys"
+            secret "$etc/credentials/api-keys" \
+                "$(printf '%s operator inference,operations\n%s default inference' "$(random 16)" "$(random 16)")"
         fi
-        random 32 | secret "$etc/credentials/join-token"
+        secret "$etc/credentials/join-token" "$(random 32)"
     fi
     if [[ -n $cert ]]; then
         install -m 600 "$cert" "$etc/credentials/tls-cert.pem"
@@ -206,7 +218,6 @@ settings() { # NAME: from the example; what is there stays
 
 make_settings() {
     if [[ $role != worker ]]; then
-        [[ -n $model_dir || -e $etc/coordinator.toml ]] || fail "--model-dir is needed for a new coordinator"
         settings coordinator.toml
     fi
     if [[ $role != coordinator ]]; then
@@ -279,6 +290,7 @@ enable_units() {
 }
 
 install_all() {
+    check_first
     install_software
     make_users
     make_credentials
@@ -298,7 +310,7 @@ uninstall_all() {
     rm -rf "$units"/ryzanstein.target "$units"/ryzanstein.target.wants \
         "$units"/multi-user.target.wants/ryzanstein.target "$units"/ryzanstein-start-order.service \
         "$units"/ryzanstein-coordinator.service{,.d} "$units"/ryzanstein-shard-worker@.service{,.d}
-    rm -rf "${root:?}$prefix/releases" "$root$prefix/current" "$root$prefix/rolling_restart.py"
+    rm -rf "$root$prefix/releases" "$root$prefix/current" "$root$prefix/rolling_restart.py"
     rmdir --ignore-fail-on-non-empty "$root$prefix" 2>/dev/null || true
     if [[ $purge == yes ]]; then
         rm -rf "$etc" "$root/var/lib/ryzanstein"

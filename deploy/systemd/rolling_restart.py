@@ -185,17 +185,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--coordinator", default="127.0.0.1:50051", metavar="HOST:PORT")
     parser.add_argument("--api-key-file", type=Path, default=KEYS, metavar="FILE")
+    parser.add_argument("--tls-ca-file", type=Path, metavar="FILE", help="encrypt, and check the coordinator")
     parser.add_argument(
-        "--tls-ca", type=Path, metavar="FILE", help="encrypt, and check the coordinator with these"
+        "--tls-cert-file", type=Path, metavar="FILE", help="this caller's own, for mutual TLS"
     )
+    parser.add_argument("--tls-key-file", type=Path, metavar="FILE")
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="for each step")
     parser.add_argument("--without-spare", action="store_true", help="streams wait for each rank's restart")
     parser.add_argument("--workers-only", action="store_true")
     options = parser.parse_args()
-    key = operator_key(options.api_key_file)
     try:
         with Client(
-            options.coordinator, api_key=key, ca_file=options.tls_ca, tls=options.tls_ca is not None
+            options.coordinator,
+            api_key=operator_key(options.api_key_file),
+            tls_ca_file=options.tls_ca_file,
+            tls_cert_file=options.tls_cert_file,
+            tls_key_file=options.tls_key_file,
         ) as client:
             procedure = Procedure(client, timeout_s=options.timeout, alone=options.without_spare)
             procedure.workers()

@@ -67,12 +67,13 @@ trap 'exit 0' TERM INT
         done
         hostname ryzanstein-test
         printf "[Unit]\nRequires=dbus.socket\nAfter=dbus.socket\nAllowIsolate=yes\n" >"$R/etc/systemd/system/booted.target"
-        # Not by chroot alone: whoever is in one can make no user namespace, which PrivateUsers= wants.
+        # Not by chroot alone: whoever is in one can make no user namespace, which PrivateUsers= wants. And mounts are
+        # shared, as on every machine: a credential is one, made in a namespace of its own.
         mkdir -p "$R/run/before"
         cd "$R"
         pivot_root . run/before
         exec chroot . env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin /bin/sh -c \
-            "umount -l /run/before; exec /usr/lib/systemd/systemd --unit=booted.target --show-status=no"
+            "umount -l /run/before; mount --make-rshared /; exec /usr/lib/systemd/systemd --unit=booted.target --show-status=no"
     ' bash "$D" "$H" "$@"
 ) >"$D/boot.log" 2>&1 &
 INNER=$!
