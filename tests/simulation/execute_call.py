@@ -125,6 +125,8 @@ class ExecuteCall:
     # --- the leader's end
 
     def _serve(self, worker: Worker) -> None:
+        if worker.deaf:
+            return
         run = worker.run
         if run is None or run.leader is not worker:
             self._refuse(grpc.StatusCode.FAILED_PRECONDITION, "this worker is not the leader of a group")
@@ -159,6 +161,11 @@ class ExecuteCall:
                 self._sequences.discard(output.sequence_id)
         if self._connection is not None:
             self._connection.to_near(lambda: self._receive(response))
+
+    def lose_connection(self) -> None:
+        """The network breaks just this one."""
+        if self._connection is not None:
+            self._connection.reset()
 
     def over(self) -> None:
         """The leader's epoch is over, or a newer stream was opened."""

@@ -127,6 +127,21 @@ def test_a_long_prompt_is_not_blamed_for_poison_beside_it(ranks: int, groups: in
     assert {outcome.endings[name][0] for name in ("r1", "r2", "long")} <= {"stop", "length"}
 
 
+@pytest.mark.parametrize("spares", [0, 1])
+def test_a_leader_that_takes_no_stream_any_more_is_replaced_though_no_attempt_fails(spares: int) -> None:
+    """Without a spare by itself, when it hears again."""
+
+    def go_deaf(world: World) -> None:
+        worker = leader(world)
+        world.checks.fault_begins(worker)
+        worker.deaf = True
+        assert worker.outputs is not None
+        worker.outputs.lose_connection()
+        world.timeline.after(2.5, lambda: setattr(worker, "deaf", False))
+
+    check(plan(shape=Shape(spares=spares)), (0.3, go_deaf))
+
+
 def test_a_cancel_races_with_the_end() -> None:
     ends_s = run_plan(plan()).endings["r0"][2] - 100.0
     for half_milliseconds in range(-20, 21):

@@ -51,6 +51,8 @@ class Worker(Endpoint):
         self.outputs: ExecuteCall | None = None
         #: The engine stands still, heartbeats go on.
         self.stuck = False
+        #: What comes on new Execute streams is lost; heartbeats and calls come through.
+        self.deaf = False
         #: Seconds that each of its steps takes longer.
         self.slow_s = 0.0
         #: Its heartbeats are late by so much.
