@@ -6,11 +6,12 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
 from .http_protocol import MAX_HEAD_BYTES, PatientProtocol
+from .http_tls import TlsDoor
 
 
 class ListenError(Exception):
@@ -62,7 +63,8 @@ class HttpServer(uvicorn.Server):
             timeout_graceful_shutdown=1,
         )
         config.load()
-        config.ssl = tls  # it only takes names of files, which it would not read again
+        if tls is not None:
+            config.http_protocol_class = cast("Any", TlsDoor(tls, PatientProtocol))
         super().__init__(config)
         self._listener = listener
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import grpc
 import structlog
 from grpc.aio import Server
@@ -17,6 +19,18 @@ from .guards import GrpcGuard, RefusalLog, grpc_caller
 from .worker_record import WorkerRecord
 
 log = structlog.get_logger(__name__)
+
+
+#: A connection needs one, and a shell gives a process 1024.
+_MOST_OPEN_FILES = 65536
+
+
+def allow_many_connections() -> None:
+    """Raises this process's limit of open files as far as it may: it is meant for programs that use select()."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Security:

@@ -34,7 +34,7 @@ from .prompts import ModelFacts
 from .rendezvous import RendezvousStore
 from .request_log import SqliteRequestLog
 from .router import Router, RouterConfig
-from .security import Security
+from .security import Security, allow_many_connections
 from .served_model import ServedModel, read_served_model
 from .service import InferenceServicer
 from .service_report import report
@@ -70,6 +70,7 @@ async def run_coordinator(config: OrchestratorConfig, manager: ServiceManager) -
         StateError, StoreError: the state directory can't be written, or another coordinator has it.
     """
     failpoints.identify("coordinator")
+    allow_many_connections()
     stop, stop_now, make_way = asyncio.Event(), asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -22,6 +22,7 @@ from ryzanstein_coordinator.access import http_caller
 from ryzanstein_coordinator.api_keys import KeyRing
 from ryzanstein_coordinator.guards import GrpcGuard, HttpGuard, RefusalLog, grpc_caller
 from ryzanstein_coordinator.http_server import HttpServer, bind
+from ryzanstein_coordinator.http_tls import TlsDoor
 from ryzanstein_coordinator.openai import Edge, install_errors
 from tests.certificates import MISSING, Authority, Pair
 
@@ -282,6 +283,27 @@ class TestTls:
             TestTls.copy(foreign.sign("renewed"), tmp_path)
             await asyncio.sleep(1.1)
             assert await ask(foreign.cert) == 200
+
+    async def test_a_client_that_does_not_speak_tls_is_not_waited_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(TlsDoor, "handshake_timeout_s", 1)
+        monkeypatch.setattr(TlsDoor, "max_connections", 2)
+        authority = Authority(tmp_path / "ca")
+        pair = authority.sign("server")
+        verify = ssl.create_default_context(cafile=str(authority.cert))
+        async with (
+            http_server(None, TlsFiles(cert_file=pair.cert, key_file=pair.key).http_context()) as port,
+            httpx.AsyncClient(base_url=f"https://127.0.0.1:{port}", verify=verify, trust_env=False) as client,
+        ):
+            silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+            with pytest.raises(httpx.TransportError):  # they hold all that may be
+                await client.get("/livez")
+            for reader, writer in silent:
+                assert await asyncio.wait_for(reader.read(), 10) == b""
+                writer.close()
+                await writer.wait_closed()
+            assert (await client.get("/livez")).status_code == 200
 
     def test_files_that_do_not_fit_are_named(self, tmp_path: Path) -> None:
         authority = Authority(tmp_path / "ca")
