@@ -40,7 +40,7 @@ class Bench:
             device=device,
         )
         pool.data.zero_()
-        self._runner = Runner(self.model, pool, cpu_threads=torch.get_num_threads())
+        self.runner = Runner(self.model, pool, cpu_threads=torch.get_num_threads())
 
     def run(
         self,
@@ -56,7 +56,7 @@ class Bench:
             inbox.submit(submission(number + 1, prompt, max_output))
         limits = Limits(max(1, len(prompts)), max_batched_tokens, self.max_model_len)
         scheduler = Scheduler(limits, BlockAllocator(self.blocks, BLOCK))
-        loop = StepLoop(1, self.handler, SingleStepChannel(), scheduler, self._runner, Progress())
+        loop = StepLoop(1, self.handler, SingleStepChannel(), scheduler, self.runner, Progress())
         lead(loop, inbox, lambda response: on_step(response, inbox), keep_alive_s=1.0)
 
     def read_bytes(self, streams: int, context: int) -> int:
