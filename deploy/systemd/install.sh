@@ -19,7 +19,8 @@ install.sh uninstall [--purge]   units and software; with --purge also settings,
   --role ROLE            all, coordinator or worker: what this machine runs (default all)
   --coordinator HOST:PORT    for workers, in new settings (default 127.0.0.1:50051)
   --no-keys              without API keys and join token
-  --tls-cert FILE --tls-key FILE [--tls-client-ca FILE]   turn TLS on (the last one: mutual TLS)
+  --tls-cert FILE --tls-key FILE --tls-ca FILE   turn TLS on: this machine's certificate, its key, who signed all of them
+  --tls-client-ca FILE   mutual TLS: callers over gRPC show a certificate of this authority
   --python FILE          interpreter, 3.11 or later, that every user can read (default /usr/bin/python3)
   --torch REQUIREMENT    what pip is asked for first (default torch)
   --source PATH          a checkout or a wheel (default: the checkout that this script is in)
@@ -45,7 +46,7 @@ parse() {
         *) usage >&2 && exit 2 ;;
     esac
     model_dir='' size='' workers=1 spares=0 device=cuda threads='' role=all address=127.0.0.1:50051 keys=yes
-    cert='' key='' client_ca='' python=/usr/bin/python3 torch=torch source=$here/../.. venv='' prefix=/opt/ryzanstein
+    cert='' key='' ca='' client_ca='' python=/usr/bin/python3 torch=torch source=$here/../.. venv='' prefix=/opt/ryzanstein
     root='' start=no purge=no
     while (($#)); do
         case $1 in
@@ -64,6 +65,7 @@ parse() {
             --coordinator) address=$2 && shift ;;
             --tls-cert) cert=$2 && shift ;;
             --tls-key) key=$2 && shift ;;
+            --tls-ca) ca=$2 && shift ;;
             --tls-client-ca) client_ca=$2 && shift ;;
             --python) python=$2 && shift ;;
             --torch) torch=$2 && shift ;;
@@ -77,7 +79,7 @@ parse() {
     done
     [[ $device == cuda || $device == cpu ]] || fail "--device: '$device' is neither cuda nor cpu"
     [[ $role == all || $role == coordinator || $role == worker ]] || fail "--role: '$role' is none of all, coordinator, worker"
-    [[ -z $cert$key || (-n $cert && -n $key) ]] || fail "--tls-cert and --tls-key come together"
+    [[ -z $cert$key$ca || (-n $cert && -n $key && -n $ca) ]] || fail "--tls-cert, --tls-key and --tls-ca come together"
     [[ $prefix == /* && $prefix != / ]] || fail "--prefix: '$prefix' is not an absolute path"
     [[ -n $size ]] || size=$((workers > spares ? workers - spares : 1))
     [[ $(id -u) == 0 || -n $root ]] || fail "users, units and credentials are root's: run it with sudo, or with --root DIR"
@@ -95,7 +97,7 @@ check_first() { # what would be missed only after half of the work
         fail "$etc/credentials/join-token is not there: copy the coordinator's, for root alone, or give --no-keys"
     fi
     local file
-    for file in "$cert" "$key" "$client_ca"; do
+    for file in "$cert" "$key" "$ca" "$client_ca"; do
         [[ -z $file || -r $file ]] || fail "$file can't be read"
     done
 }
@@ -202,6 +204,7 @@ make_credentials() {
     if [[ -n $cert ]]; then
         install -m 600 "$cert" "$etc/credentials/tls-cert.pem"
         install -m 600 "$key" "$etc/credentials/tls-key.pem"
+        install -m 600 "$ca" "$etc/credentials/tls-ca.pem"
     fi
     [[ -z $client_ca ]] || install -m 600 "$client_ca" "$etc/credentials/tls-client-ca.pem"
 }

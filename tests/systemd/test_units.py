@@ -159,14 +159,8 @@ def test_what_is_taken_away_leaves_settings_unless_it_is_purged(root: Root) -> N
 def test_tls_and_the_lack_of_keys_are_drop_ins(root: Root, tmp_path: Path) -> None:
     for name in ("cert", "key", "ca"):
         (tmp_path / name).write_text(name, encoding="utf-8")
-    certificate = (
-        "--tls-cert",
-        tmp_path / "cert",
-        "--tls-key",
-        tmp_path / "key",
-        "--tls-client-ca",
-        tmp_path / "ca",
-    )
+    files = {"--tls-cert": "cert", "--tls-key": "key", "--tls-ca": "ca", "--tls-client-ca": "ca"}
+    certificate = [word for flag, name in files.items() for word in (flag, tmp_path / name)]
     root.install("--model-dir", "/m", "--no-keys", *map(str, certificate))
     for unit in ("ryzanstein-coordinator.service", "ryzanstein-shard-worker@.service"):
         folder = root.directory / "etc/systemd/system" / f"{unit}.d"
@@ -179,7 +173,7 @@ def test_tls_and_the_lack_of_keys_are_drop_ins(root: Root, tmp_path: Path) -> No
         (["--workers", "two"], "--workers: 'two' is not a number"),
         (["--device", "tpu"], "--device: 'tpu' is neither cuda nor cpu"),
         (["--role", "client"], "--role: 'client' is none of all, coordinator, worker"),
-        (["--tls-cert", "x"], "--tls-cert and --tls-key come together"),
+        (["--tls-cert", "x"], "--tls-cert, --tls-key and --tls-ca come together"),
         (["--prefix", "opt"], "--prefix: 'opt' is not an absolute path"),
         (["--model"], "--model needs a value"),
         (["--modle-dir", "x"], "unknown option --modle-dir"),
