@@ -21,23 +21,24 @@ class ClusterCollector(Collector):
 
     def describe(self) -> Iterator[Metric]:
         """The same families without samples: registering must not read the state."""
-        yield from _families().values()
+        yield from families().values()
 
     def collect(self) -> Iterator[Metric]:
         """All families, also those that have no sample now."""
         state, now_s = self._orchestrator.state, self._orchestrator.now_s
-        families = _families()
-        families["ready"].add_metric([], float(self._orchestrator.readiness()[0]))
-        families["spares_wanted"].add_metric([], self._orchestrator.config.spares)
+        found = families()
+        found["ready"].add_metric([], float(self._orchestrator.readiness()[0]))
+        found["spares_wanted"].add_metric([], self._orchestrator.config.spares)
         running, waiting = self._orchestrator.counts()
-        families["requests_running"].add_metric([], running)
-        families["requests_waiting"].add_metric([], waiting)
-        _groups(state, families)
-        _workers(state, now_s, families)
-        yield from families.values()
+        found["requests_running"].add_metric([], running)
+        found["requests_waiting"].add_metric([], waiting)
+        _groups(state, found)
+        _workers(state, now_s, found)
+        yield from found.values()
 
 
-def _families() -> dict[str, GaugeMetricFamily]:
+def families() -> dict[str, GaugeMetricFamily]:
+    """By name without prefix, without samples."""
     gauges = {
         "ready": ("1 while a request sent now would be generated; the truth of /readyz.", []),
         "spares_wanted": ("Workers beyond the ranks that the cluster is meant to have.", []),
@@ -52,14 +53,14 @@ def _families() -> dict[str, GaugeMetricFamily]:
         "gpu_utilization_ratio": ("Share of time in which the GPU computed.", ["worker"]),
         "gpu_temperature_celsius": ("Of the GPU.", ["worker"]),
     }
-    families: dict[str, GaugeMetricFamily] = {
+    empty: dict[str, GaugeMetricFamily] = {
         name: GaugeMetricFamily(f"ryzanstein_{name}", text, labels=labels)
         for name, (text, labels) in gauges.items()
     }
-    families["gpu_ecc_errors_total"] = CounterMetricFamily(  # type: ignore[assignment]
+    empty["gpu_ecc_errors_total"] = CounterMetricFamily(  # type: ignore[assignment]
         "ryzanstein_gpu_ecc_errors", "Uncorrected memory errors of the GPU.", labels=["worker"]
     )
-    return families
+    return empty
 
 
 def _groups(state: ClusterState, families: dict[str, GaugeMetricFamily]) -> None:

@@ -90,6 +90,7 @@ export class Follower {
       const response = await fetch(this.#url, {
         headers: { accept: "text/event-stream", ...this.#headers() },
         cache: "no-store",
+        credentials: "omit", // or the browser would ask for a password by itself
         signal: stop.signal,
       });
       if (response.status === 401 || response.status === 403) {

@@ -49,7 +49,7 @@ export async function* generate({ kind, prompt, maxTokens, temperature, model, s
 async function* events(path, body, key, last, signal) {
   const headers = { "content-type": "application/json", "idempotency-key": key, ...authorization("inference") };
   if (last) headers["last-event-id"] = last;
-  const response = await fetch(path, { method: "POST", headers, body, signal, cache: "no-store" });
+  const response = await fetch(path, { method: "POST", headers, body, signal, cache: "no-store", credentials: "omit" });
   if (!response.ok) throw await refusal(response);
   for await (const event of readEvents(response)) {
     if (event.event === "error") {

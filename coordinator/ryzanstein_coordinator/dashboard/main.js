@@ -72,7 +72,11 @@ function remembered({ unix_s, traffic }) {
 /** What came before this page was opened, or while it was disconnected. */
 async function loadActivity() {
   try {
-    const response = await fetch(`cluster/activity?seconds=${SPAN_S}`, { headers: authorization("operations"), cache: "no-store" });
+    const response = await fetch(`cluster/activity?seconds=${SPAN_S}`, {
+      headers: authorization("operations"),
+      cache: "no-store",
+      credentials: "omit",
+    });
     if (!response.ok) return;
     const { unix_s, points: known } = await response.json();
     const past = known.map((point, index) => ({ at: unix_s - (known.length - 1 - index), ...point }));
