@@ -107,6 +107,18 @@ def keep_a_block(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(kv_cache.BlockAllocator, "free", free)
 
 
+def free_what_others_hold(patch: pytest.MonkeyPatch) -> None:
+    """Whoever ends gives back its blocks for good, also those that others share."""
+    real = kv_cache.BlockAllocator.free
+
+    def free(self: kv_cache.BlockAllocator, blocks: list[int]) -> None:
+        for block in blocks:
+            self._references[block] = 1
+        real(self, blocks)
+
+    patch.setattr(kv_cache.BlockAllocator, "free", free)
+
+
 def followers_differ(patch: pytest.MonkeyPatch) -> None:
     """Every other rank takes the queue from its other end."""
     real, made = scheduler.Scheduler.apply, WeakKeyDictionary[scheduler.Scheduler, int]()
@@ -208,6 +220,7 @@ DEFECTS: dict[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]] = {
     listen_to_old_streams: (),
     announce_before_durable: (),
     keep_a_block: (),
+    free_what_others_hold: (),
     followers_differ: (),
     ignore_the_callers_tokens: ("kill_coordinator_and_leader", "client_leaves"),
     lose_the_end: ("kill_coordinator",),
