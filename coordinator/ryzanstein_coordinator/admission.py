@@ -1,18 +1,45 @@
 """Whether one more request may wait, and when a refused one should come back. Pure: numbers in, decision
-out."""
+out.
+
+Bounded are the requests, the bytes of their prompts, and the tokens that they ask for. Each bound leaves room for keys
+that have little here: one key alone can fill it, and then another that has less than its share still comes in.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
 
-#: Requests that may wait for each one that can run.
+#: Requests that may wait for each one that can run; and tokens for each that the KV caches hold.
 WAITING_PER_RUNNING = 8
 
 _SHORTEST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 30.0
 #: Endings that the rate is taken from.
 _RATE_WINDOW = 64
+#: What was measured may be wrong by this factor before a request is refused for it that could have been served.
+_DOUBT = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """What requests that have not ended hold."""
+
+    requests: int = 0
+    #: Of prompts: their text while they are not tokenised, else 4 bytes per token.
+    prompt_bytes: int = 0
+    #: Of prompts, as far as they are tokenised, and of the outputs that are expected.
+    tokens: int = 0
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(
+            self.requests + other.requests,
+            self.prompt_bytes + other.prompt_bytes,
+            self.tokens + other.tokens,
+        )
+
+    def __sub__(self, other: Amount) -> Amount:
+        return self + Amount(-other.requests, -other.prompt_bytes, -other.tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +48,9 @@ class AdmissionLimits:
 
     #: Requests that wait for a place. None: WAITING_PER_RUNNING times as many as can run.
     max_waiting: int | None = None
-    #: Of all prompts together, as text while they are not tokenised, else 4 bytes per token.
+    #: Tokens, of prompts and expected outputs, that wait for room in a KV cache. None: WAITING_PER_RUNNING times as
+    #: many as fit.
+    max_waiting_tokens: int | None = None
     max_prompt_bytes: int = 256 * 1024 * 1024
 
 
@@ -29,38 +58,65 @@ class AdmissionLimits:
 class Load:
     """What decides over one more request."""
 
-    #: Admitted and not ended, those that are being tokenised included.
-    unfinished: int
+    #: Of all that are admitted and have not ended, those that are being tokenised included.
+    total: Amount
+    #: Of these, the owner's whose request comes.
+    own: Amount = Amount()
+    #: Owners who have any, the one whose request comes included.
+    owners: int = 1
     #: Sequences that all groups run at once.
     capacity: int
-    prompt_bytes: int
-    #: Requests that were refused and told to come back, and whose turn has not come.
-    refused_ahead: int
-    endings_per_s: float
+    #: Tokens that their KV caches hold; None: no group has said.
+    capacity_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why not, and after how long to ask again."""
+    """Why not."""
 
     reason: str
-    retry_after_s: float
+    #: Asking again would not help.
+    hopeless: bool = False
 
 
-def admit(load: Load, limits: AdmissionLimits, *, new_bytes: int) -> Refusal | None:
-    """None: it may come in."""
-    waiting = max(0, load.unfinished - load.capacity)
-    most = WAITING_PER_RUNNING * load.capacity if limits.max_waiting is None else limits.max_waiting
-    retry_after_s = retry_delay_s(load.refused_ahead, load.endings_per_s)
-    if load.unfinished >= load.capacity + most:
-        return Refusal(f"{waiting} requests are waiting, which is the most that may", retry_after_s)
-    if load.prompt_bytes + new_bytes > limits.max_prompt_bytes:
+def admit(load: Load, limits: AdmissionLimits, new: Amount) -> Refusal | None:
+    """None: it may come in. What is 0 of `new` is not looked at; without requests it is more of one that is there."""
+    total = load.total
+    most_waiting = WAITING_PER_RUNNING * load.capacity if limits.max_waiting is None else limits.max_waiting
+    if _over(load, total.requests, load.own.requests, new.requests, load.capacity + most_waiting):
+        waiting = max(0, total.requests - load.capacity)
+        return Refusal(f"{waiting} requests are waiting, which is the most that may")
+    if _over(load, total.prompt_bytes, load.own.prompt_bytes, new.prompt_bytes, limits.max_prompt_bytes):
         return Refusal(
-            f"the prompts of {load.unfinished} requests hold {load.prompt_bytes} bytes, and with {new_bytes} "
-            f"more they would hold more than {limits.max_prompt_bytes}",
-            retry_after_s,
+            f"the prompts of {total.requests} requests hold {total.prompt_bytes} bytes, and with "
+            f"{new.prompt_bytes} more they would hold more than {limits.max_prompt_bytes}"
+        )
+    most_tokens = _most_tokens(load, limits)
+    # A request that is larger than that by itself is let in when there is nothing else.
+    alone = total.requests == (0 if new.requests else 1)
+    if (
+        most_tokens is not None
+        and not alone
+        and _over(load, total.tokens, load.own.tokens, new.tokens, most_tokens)
+    ):
+        return Refusal(
+            f"{total.requests} requests ask for {total.tokens} tokens, and with {new.tokens} more they would ask for "
+            f"more than {most_tokens}"
         )
     return None
+
+
+def _most_tokens(load: Load, limits: AdmissionLimits) -> int | None:
+    if limits.max_waiting_tokens is not None:
+        return (load.capacity_tokens or 0) + limits.max_waiting_tokens
+    return None if load.capacity_tokens is None else (1 + WAITING_PER_RUNNING) * load.capacity_tokens
+
+
+def _over(load: Load, total: int, own: int, new: int, most: int) -> bool:
+    """Half as much again is kept for owners with less than their share, so that no key can lock the others out."""
+    if not new or total + new <= most:
+        return False
+    return total + new > most + most // 2 or own + new > most // (2 * load.owners)
 
 
 def retry_delay_s(refused_ahead: int, endings_per_s: float) -> float:
@@ -73,37 +129,55 @@ def retry_delay_s(refused_ahead: int, endings_per_s: float) -> float:
     return min(_LONGEST_RETRY_S, max(_SHORTEST_RETRY_S, (refused_ahead + 1) / endings_per_s))
 
 
-class AdmissionGate:
-    """Remembers what `admit` needs of the past: how fast requests end, and how many were sent away."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What a request has before it, by what was measured."""
 
-    def __init__(self, limits: AdmissionLimits) -> None:
-        self._limits = limits
+    #: Output tokens of requests that go before it.
+    tokens_ahead: float
+    #: Sequences that all groups run at once.
+    capacity: int
+    #: From a stream's token to its next; None: not measured yet.
+    token_s: float | None
+
+
+def can_be_met(timeout_s: float, least_tokens: int, forecast: Forecast) -> Refusal | None:
+    """Why a request of at least so many tokens can't be done in time, if it is sure that it can't. None: it may be."""
+    token_s = forecast.token_s
+    if token_s is None:
+        return None
+    own_s = max(0, least_tokens - 1) * token_s
+    if own_s / _DOUBT > timeout_s:
+        return Refusal(
+            f"{least_tokens} tokens take about {own_s:.3g} s, at {token_s * 1000:.3g} ms each; "
+            f"they can't be generated within {timeout_s:.3g} s",
+            hopeless=True,
+        )
+    wait_s = forecast.tokens_ahead * token_s / forecast.capacity
+    if (wait_s + own_s) / _DOUBT > timeout_s:
+        return Refusal(
+            f"about {wait_s:.3g} s of other requests' tokens go before it; it can't be done within {timeout_s:.3g} s"
+        )
+    return None
+
+
+class RetryTimes:
+    """When those who are refused should come back. Remembers how fast requests end, and how many were sent away."""
+
+    def __init__(self) -> None:
         self._endings: deque[float] = deque(maxlen=_RATE_WINDOW)
         self._refused_ahead = 0
 
-    def ask(
-        self, now: float, *, unfinished: int, capacity: int, prompt_bytes: int, new_bytes: int
-    ) -> Refusal | None:
-        """None: it may come in."""
-        load = Load(
-            unfinished=unfinished,
-            capacity=capacity,
-            prompt_bytes=prompt_bytes,
-            refused_ahead=self._refused_ahead,
-            endings_per_s=self.endings_per_s(now),
-        )
-        refusal = admit(load, self._limits, new_bytes=new_bytes)
-        if refusal is not None:
-            self._refused_ahead += 1
-        return refusal
+    def refused(self, now: float) -> float:
+        """A request is sent away; seconds after which it should ask again."""
+        endings_per_s = 0.0
+        if self._endings:
+            endings_per_s = len(self._endings) / max(now - self._endings[0], 1e-3)
+        delay_s = retry_delay_s(self._refused_ahead, endings_per_s)
+        self._refused_ahead += 1
+        return delay_s
 
     def ended(self, now: float) -> None:
         """A request ended: one of those that were sent away finds a place."""
         self._endings.append(now)
         self._refused_ahead = max(0, self._refused_ahead - 1)
-
-    def endings_per_s(self, now: float) -> float:
-        """Over the last few endings; 0 before the first."""
-        if not self._endings:
-            return 0.0
-        return len(self._endings) / max(now - self._endings[0], 1e-3)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Collection, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .requests import RequestRecord
-from .suspicion import next_held
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,62 +48,23 @@ def _replay_key(record: RequestRecord) -> tuple[int, int, int]:
     return 1, -record.spec.priority, record.arrival
 
 
-class WaitingQueue:
-    """Requests that no group has: streams that had begun first, then by priority, then by arrival. Those that may
-    have broken their group are held apart."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[tuple[int, int, int], int, RequestRecord]] = []
-        self._number = 0
-        self._entries: dict[int, int] = {}  # arrival → number of its entry that counts
-        self._held: dict[int, RequestRecord] = {}
-
-    def __len__(self) -> int:
-        return len(self._entries) + len(self._held)
-
-    def push(self, record: RequestRecord) -> None:
-        """Its place must be WAITING. If it is here already, it gets the place that it deserves now."""
-        if record.suspicion.is_held:
-            self.discard(record)
-            self._held[record.arrival] = record
-            return
-        self._number += 1
-        self._entries[record.arrival] = self._number
-        heapq.heappush(self._heap, (_replay_key(record), self._number, record))
-
-    def pop(self) -> RequestRecord | None:
-        """The next one that is not held apart; None if there is none."""
-        while self._heap:
-            _, number, record = heapq.heappop(self._heap)
-            if self._entries.get(record.arrival) == number:
-                del self._entries[record.arrival]
-                return record
-        return None
-
-    @property
-    def must_isolate(self) -> bool:
-        """Somebody here may only be computed with nothing beside it."""
-        return any(record.suspicion.needs_isolation for record in self._held.values())
-
-    def pop_held(
-        self, running: Collection[RequestRecord], *, may_isolate: bool = True
-    ) -> RequestRecord | None:
-        """One of those held apart that may be computed in a group that runs these, or in their place if it must be
-        alone; see `suspicion`."""
-        if not self._held:
-            return None
-        record = next_held(self._held.values(), running, may_isolate=may_isolate)
-        return None if record is None else self._held.pop(record.arrival)
-
-    def discard(self, record: RequestRecord) -> None:
-        """It ended while it waited."""
-        self._held.pop(record.arrival, None)
-        self._entries.pop(record.arrival, None)
-        if len(self._heap) > 64 and len(self._heap) > 2 * len(self._entries):
-            self._heap = [entry for entry in self._heap if self._entries.get(entry[2].arrival) == entry[1]]
-            heapq.heapify(self._heap)
-
-    def records(self) -> Sequence[RequestRecord]:
-        """All that wait, in no order."""
-        queued = [record for _, number, record in self._heap if self._entries.get(record.arrival) == number]
-        return [*queued, *self._held.values()]
+def tokens_ahead(
+    waiting: Iterable[RequestRecord], owner: str, priority: int, output_tokens: float | None
+) -> float:
+    """Output tokens, at least, that are generated before it is the turn of a new request: those of streams that had
+    begun and of higher priorities, those of its owner's other requests, and as many of every other owner, because
+    turns go round. `output_tokens`: of a request, on average; while that is not known nothing is."""
+    if output_tokens is None:
+        return 0.0
+    first = own = 0.0
+    others: defaultdict[str, float] = defaultdict(float)
+    for record in waiting:
+        expected = min(record.spec.sampling.max_tokens, output_tokens)
+        if len(record.output) or record.spec.priority > priority:
+            first += max(0.0, expected - len(record.output))
+        elif record.spec.priority == priority:
+            if record.spec.owner == owner:
+                own += expected
+            else:
+                others[record.spec.owner] += expected
+    return first + own + sum(min(own, theirs) for theirs in others.values())

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 import structlog
 
 from ryzanstein.failpoints import failpoint
-from ryzanstein.wire import StatusError, resource_exhausted, unavailable
+from ryzanstein.wire import StatusError, unavailable
 
-from .admission import AdmissionGate, AdmissionLimits
+from .admission import AdmissionLimits, Amount
 from .counting import EndCounter
 from .deadlines import DeadlineQueue
 from .endings import deadline_ending, late_restart_ending, refused_outcome, restart_ending
+from .entrance import Entrance
 from .errors import cancelled, failed_precondition, shown
 from .intake import GenerateCall, Intake
 from .observers import NoMetrics, RequestMetrics
@@ -52,14 +53,13 @@ class FrontDoor:
     ) -> None:
         self._intake = intake
         self._router = router
-        self._gate = AdmissionGate(admission or AdmissionLimits())
         self._store = RequestStore(retention or RetentionLimits())
+        self._entrance = Entrance(router, self._store, admission or AdmissionLimits(), clock)
         self._log = log or NoRequestLog()
         self._metrics: RequestMetrics = metrics or NoMetrics()
         self._ends = EndCounter(self._metrics)
         self._clock = clock
         self._deadlines: DeadlineQueue[RequestRecord] = DeadlineQueue()
-        self._closed: str | None = None
         self._sooner = asyncio.Event()
         self._idle = asyncio.Event()
         router.connect(on_ended=self._ended, on_changed=self._sooner.set)
@@ -112,7 +112,7 @@ class FrontDoor:
 
     def refuse(self, reason: str) -> None:
         """From now on nothing new comes in; what lives goes on."""
-        self._closed = reason
+        self._entrance.close(reason)
 
     async def idle(self) -> None:
         """Waits until no request lives."""
@@ -204,7 +204,7 @@ class FrontDoor:
     @property
     def epoch(self) -> int:
         """For replies."""
-        return self._router.epoch
+        return self._router.groups.epoch
 
     # --- inside
 
@@ -214,12 +214,11 @@ class FrontDoor:
         timeout_s = checked_timeout(call.timeout_s)
         check_priority(call.priority)
         key = call.owner, request_id
-        self._store.check_free(key)
-        self._check_open(call.prompt.size_bytes)
-        reservation = self._store.reserve(key, call.prompt.size_bytes)
+        reservation = self._entrance.reserve(key, call, timeout_s)
         try:
             spec = await self._intake.read(call, request_id)
             record = self._intake.record(spec, begun, timeout_s)
+            self._entrance.was_read(reservation, record, call.sampling)
             await self._keep(spec, timeout_s, reservation)
         except BaseException:
             # The log may have the row of one that was forgotten meanwhile.
@@ -247,26 +246,12 @@ class FrontDoor:
             self._log.forgotten([spec.key])
             raise
 
-    def _check_open(self, new_bytes: int) -> None:
-        now = self._clock()
-        hopeless = self._closed or self._router.refusal(now)
-        if hopeless is not None:
-            raise unavailable(hopeless)
-        refusal = self._gate.ask(
-            now,
-            unfinished=self._store.unfinished,
-            capacity=self._router.capacity,
-            prompt_bytes=self._store.prompt_bytes,
-            new_bytes=new_bytes,
-        )
-        if refusal is not None:
-            raise resource_exhausted(refusal.reason, retry_after_s=refusal.retry_after_s)
-
     def _revive(self, record: RequestRecord, extra: Sequence[int]) -> None:
         if record.deadline_at is not None and self._clock() >= record.deadline_at:
             record.ending = deadline_ending(record)
             return
-        self._check_open(4 * len(record.spec.prompt))
+        # It was let in before: only how many there are now counts.
+        self._entrance.check(record.spec.owner, Amount(requests=1, prompt_bytes=record.amount.prompt_bytes))
         self._store.revive(record)
         self._ends.revived(record)
         record.revive()
@@ -287,9 +272,9 @@ class FrontDoor:
         now = self._clock()
         self._deadlines.discard(record)
         self._store.retire(record)
-        self._gate.ended(now)
+        self._entrance.ended()
         self._ends.ended(record, now)
-        log_ended(record, epoch=self._router.epoch, now=now)
+        log_ended(record, epoch=self._router.groups.epoch, now=now)
         self._tell_if_idle()
         self._sooner.set()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .serving_group import ServingGroup
@@ -36,21 +36,20 @@ class Overdue:
 
 def overdue(
     now: float,
-    groups: Collection[ServingGroup],
+    groups: Iterable[ServingGroup],
+    config: RouterConfig,
     *,
     no_group_since: float | None,
-    no_group_grace_s: float,
-    move_after_s: float,
 ) -> Overdue:
     """Without any group everybody waits for the first that comes; with one, streams of a lost group move there
     after a while. `no_group_since`: None while a group should serve."""
     if no_group_since is not None:
-        over_at = no_group_since + no_group_grace_s
+        over_at = no_group_since + config.no_group_grace_s
         return Overdue(give_up=True) if now >= over_at else Overdue(next_at=over_at)
     if not any(group.ready for group in groups):
         return Overdue()
     waiting = [
-        (group.lost_at + move_after_s, group)
+        (group.lost_at + config.move_after_s, group)
         for group in groups
         if group.lost_at is not None and group.stalled
     ]

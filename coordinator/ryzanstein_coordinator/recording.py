@@ -51,6 +51,8 @@ class StepResult:
     """What a step brought."""
 
     generated: int = 0
+    #: The same tokens, by owner.
+    served: Counter[str] = field(default_factory=Counter)
     ended: list[Ended] = field(default_factory=list)
     broken: list[Broken] = field(default_factory=list)
     #: Some request that a fault had touched has shown that it breaks nothing.
@@ -102,7 +104,9 @@ def record_step(
                 at_leader = reason != FINISH_REASON_UNSPECIFIED
                 result.ended.append(Ended(record, Ending("error", error=failure), at_leader, flush=False))
                 continue
-            result.generated += len(recorded.token_ids) - before
+            new = len(recorded.token_ids) - before
+            result.generated += new
+            result.served[record.spec.owner] += new
         if reason == FINISH_REASON_UNSPECIFIED and recorded.stop is None:
             for listener in record.listeners:
                 listener.wake()

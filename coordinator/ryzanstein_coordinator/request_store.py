@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from ryzanstein.wire import not_found
 
+from .admission import Amount
 from .errors import already_exists, shown
 from .requests import RequestKey, RequestRecord
 
@@ -26,10 +27,10 @@ class RetentionLimits:
 
 @dataclass(slots=True, eq=False)
 class Reservation:
-    """A request on its way in: its id is taken and its bytes are counted, but it is not tokenised yet."""
+    """A request on its way in: its id is taken and what it asks for is counted, but it is not tokenised yet."""
 
     key: RequestKey
-    prompt_bytes: int
+    amount: Amount
     cancelled: bool = False
     #: Set when the request is in, or will not come in.
     settled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -44,7 +45,8 @@ class RequestStore:
         self._living: dict[RequestKey, RequestRecord] = {}
         self._ended: OrderedDict[RequestKey, RequestRecord] = OrderedDict()  # oldest end first
         self._ended_bytes = 0
-        self._prompt_bytes = 0
+        self._total = Amount()
+        self._of_owners: dict[str, Amount] = {}
 
     @property
     def unfinished(self) -> int:
@@ -52,9 +54,17 @@ class RequestStore:
         return len(self._living) + len(self._coming)
 
     @property
-    def prompt_bytes(self) -> int:
+    def total(self) -> Amount:
         """Of all unfinished requests."""
-        return self._prompt_bytes
+        return self._total
+
+    def of_owner(self, owner: str) -> Amount:
+        """Of the unfinished requests of one owner."""
+        return self._of_owners.get(owner, Amount())
+
+    def owners_with(self, owner: str) -> int:
+        """How many owners have unfinished requests, if this one has one too."""
+        return len(self._of_owners) + (owner not in self._of_owners)
 
     def living(self) -> list[RequestRecord]:
         return list(self._living.values())
@@ -64,25 +74,30 @@ class RequestStore:
         if key in self._living or key in self._coming:
             raise already_exists(key[1])
 
-    def reserve(self, key: RequestKey, prompt_bytes: int) -> Reservation:
+    def reserve(self, key: RequestKey, amount: Amount) -> Reservation:
         """Takes the id. Raises ALREADY_EXISTS."""
         self.check_free(key)
-        reservation = Reservation(key, prompt_bytes)
+        reservation = Reservation(key, amount)
         self._coming[key] = reservation
-        self._prompt_bytes += prompt_bytes
+        self._add(key, amount)
         return reservation
+
+    def resize(self, reservation: Reservation, amount: Amount) -> None:
+        """More is known of the request that comes in."""
+        self._add(reservation.key, amount - reservation.amount)
+        reservation.amount = amount
 
     def release(self, reservation: Reservation) -> None:
         """The request did not come in, or is in now."""
         if self._coming.pop(reservation.key, None) is not None:
-            self._prompt_bytes -= reservation.prompt_bytes
+            self._add(reservation.key, Amount() - reservation.amount)
         reservation.settled.set()
 
     def add(self, record: RequestRecord) -> None:
         """It lives. An ended request whose id it takes is forgotten."""
         self._drop_ended(record.key)
         self._living[record.key] = record
-        self._prompt_bytes += _bytes_of(record)
+        self._add(record.key, record.amount)
 
     def add_ended(self, record: RequestRecord) -> None:
         """One from a former life of the coordinator."""
@@ -93,7 +108,7 @@ class RequestStore:
     def retire(self, record: RequestRecord) -> None:
         """It ended."""
         if self._living.pop(record.key, None) is not None:
-            self._prompt_bytes -= _bytes_of(record)
+            self._add(record.key, Amount() - record.amount)
         self.add_ended(record)
 
     def revive(self, record: RequestRecord) -> None:
@@ -141,6 +156,10 @@ class RequestStore:
         if record is not None:
             self._ended_bytes -= record.kept_bytes
 
-
-def _bytes_of(record: RequestRecord) -> int:
-    return 4 * len(record.spec.prompt)
+    def _add(self, key: RequestKey, amount: Amount) -> None:
+        self._total += amount
+        own = self._of_owners.get(key[0], Amount()) + amount
+        if own.requests:
+            self._of_owners[key[0]] = own
+        else:
+            self._of_owners.pop(key[0], None)

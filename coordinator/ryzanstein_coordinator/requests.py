@@ -11,6 +11,7 @@ from enum import Enum
 from ryzanstein.v1.sampling_pb2 import SamplingParams
 from ryzanstein.wire import StatusError
 
+from .admission import Amount
 from .output import RecordedOutput, TokenSpan
 
 #: Tokens of one message to a client: bounds the message whatever a slow reader has let come together.
@@ -122,6 +123,8 @@ class RequestRecord:
     #: Order of admission.
     arrival: int
     timings: Timings
+    #: With which it counts in the queue's bound; 0: it was admitted in a former life.
+    expected_tokens: int = 0
     #: On the coordinator's monotonic clock.
     deadline_at: float | None = None
     place: Place = Place.WAITING
@@ -149,6 +152,12 @@ class RequestRecord:
     def replay_tokens(self) -> int:
         """What must be prefilled to go on."""
         return len(self.spec.prompt) + len(self.output)
+
+    @property
+    def amount(self) -> Amount:
+        """What it counts for while it has not ended."""
+        tokens = len(self.spec.prompt)
+        return Amount(requests=1, prompt_bytes=4 * tokens, tokens=tokens + self.expected_tokens)
 
     @property
     def kept_bytes(self) -> int:

@@ -18,7 +18,8 @@ from ryzanstein.failpoints import failpoint
 from ryzanstein.v1.shard_worker_pb2 import EngineLimits, ExecuteResponse
 from ryzanstein.wire import unavailable
 
-from .dispatch import WaitingQueue, choose_group, replay_order
+from .admission import Forecast
+from .dispatch import choose_group, replay_order, tokens_ahead
 from .group_record import Cause
 from .observers import GroupEvents, NoGroupEvents, NoMetrics, RequestMetrics
 from .patience import RouterConfig, overdue
@@ -27,6 +28,7 @@ from .requests import Clock, Ending, Place, RequestRecord
 from .serving_group import ServingGroup
 from .serving_groups import ServingGroups
 from .suspicion import after_break
+from .waiting_queue import WaitingQueue
 
 if TYPE_CHECKING:  # the name exists for type checkers only
     from ryzanstein.v1.shard_worker_pb2_grpc import ShardWorkerServiceAsyncStub
@@ -53,7 +55,7 @@ class Router:
         self._clock = clock
         self._on_ended: Callable[[RequestRecord], None] = lambda _record: None
         self._on_changed: Callable[[], None] = lambda: None
-        self._groups = ServingGroups(now=clock(), default_max_num_seqs=self._config.default_max_num_seqs)
+        self._groups = ServingGroups(self._config, now=clock())
         self._queue = WaitingQueue()
         self._last_sequence_id = 0
 
@@ -77,7 +79,7 @@ class Router:
             _log.warning("group_ready_of_old_epoch", group=group_id, epoch=epoch, current=group.epoch)
             return 0
         group.close()
-        self._stall(group)
+        self._wait(group.stall())
         group.epoch, group.limits, group.silent = epoch, limits, True
         self._groups.serves(group)
         returned = [record for record in self._queue.records() if record.timings.submitted_at is not None]
@@ -100,13 +102,12 @@ class Router:
         if group is None or epoch < group.epoch or group.lost_at is not None:
             return
         group.close()
-        self._stall(group)
+        self._wait(group.stall())
         there, group.cut_off = [record for record in group.cut_off if record.ending is None], ()
         for given_up in after_break(there, cause, reason):
             self._finish(given_up.record, given_up.ending)
-        self._wait(
-            record for record in there if record.place is Place.WAITING
-        )  # held apart from now on, perhaps
+        # Held apart from now on, perhaps.
+        self._wait(record for record in there if record.place is Place.WAITING)
         group.epoch = epoch
         self._groups.lost(group, self._clock())
         _log.warning("group_lost", group=group_id, epoch=epoch, stalled=len(group.stalled), reason=reason)
@@ -116,22 +117,19 @@ class Router:
     # --- what the front door calls
 
     @property
-    def capacity(self) -> int:
-        """Sequences that all known groups run at once."""
-        return self._groups.capacity
+    def groups(self) -> ServingGroups:
+        """All groups, to be looked at."""
+        return self._groups
 
-    @property
-    def epoch(self) -> int:
-        """Of the (first) group; 0 before the first is formed."""
-        return self._groups.epoch
+    def forecast(self, owner: str, priority: int) -> Forecast:
+        """What a new request would have before it."""
+        rates = self._groups.rates
+        ahead = tokens_ahead(self._queue.records(), owner, priority, rates.output_tokens)
+        return Forecast(tokens_ahead=ahead, capacity=self._groups.capacity, token_s=rates.token_s)
 
     def counts(self) -> tuple[int, int]:
         """Requests that run, and that wait for a group or for a place in it."""
         return self._groups.running, self._groups.stalled + len(self._queue)
-
-    def refusal(self, now: float) -> str | None:
-        """Why nothing can be generated now nor soon; None while a request may hope."""
-        return self._groups.refusal(now, self._config.no_group_grace_s)
 
     def enqueue(self, record: RequestRecord) -> None:
         """A request that was admitted or revived: it goes to a group as soon as one has room."""
@@ -163,13 +161,7 @@ class Router:
 
     def tick(self, now: float) -> float | None:
         """What only time decides. Returns when to call again at the latest; None: nothing waits for time."""
-        due = overdue(
-            now,
-            list(self._groups),
-            no_group_since=self._groups.none_since,
-            no_group_grace_s=self._config.no_group_grace_s,
-            move_after_s=self._config.move_after_s,
-        )
+        due = overdue(now, self._groups, self._config, no_group_since=self._groups.none_since)
         if due.give_up:
             self._give_up(now)
         for group in due.moving:
@@ -196,13 +188,10 @@ class Router:
         self._on_changed()  # another group's streams may move here
 
     def _stream_broken(self, group: ServingGroup, reason: str) -> None:
-        self._stall(group)
+        self._wait(group.stall())
         _log.warning("execute_stream_broken", group=group.group_id, epoch=group.epoch, reason=reason)
         self._events.stream_broken(group.group_id, group.epoch, reason)
         self._pump()
-
-    def _stall(self, group: ServingGroup) -> None:
-        self._wait(group.stall())
 
     def _move(self, group: ServingGroup) -> None:
         moving = group.take_stalled()
@@ -211,7 +200,7 @@ class Router:
         self._pump()
 
     def _give_up(self, now: float) -> None:
-        reason = self.refusal(now) or "no group serves"
+        reason = self._groups.refusal(now) or "no group serves"
         stalled = [record for group in self._groups for record in group.stalled.values()]
         for record in [*self._queue.records(), *stalled]:
             self._finish(record, Ending("unavailable", error=unavailable(reason), revivable=True))
@@ -249,6 +238,7 @@ class Router:
         if record.place is Place.RUNNING and record.timings.submitted_at is None:
             record.timings.submitted_at = now = self._clock()
             self._metrics.request_queued(record.timings.queue_s(now))
+            self._queue.served(record.spec.owner, len(record.spec.prompt))
 
     # --- steps
 
@@ -263,6 +253,9 @@ class Router:
             group.silent = False
             self._events.first_token_after_ready(group.group_id, group.epoch, now)
         tell_step(self._metrics, group.group_id, response, result)
+        self._groups.rates.stepped(result.gaps_s)
+        for owner, tokens in result.served.items():
+            self._queue.served(owner, tokens)
         for ended in result.ended:
             self._finish(ended.record, ended.ending, at_leader=ended.at_leader, flush=ended.flush)
         for broken in result.broken:
@@ -296,6 +289,8 @@ class Router:
         if group is not None:
             group.remove(record, at_leader=at_leader)
         record.end(ending, self._clock(), flush=flush)
+        if ending.error is None:
+            self._groups.rates.ended(len(record.output))
         for other in self._groups:
             if other.was_last_awaited(record):
                 self._events.resumed_gone(other.group_id, other.epoch)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .patience import RouterConfig
+from .service_rates import ServiceRates
 from .serving_group import ServingGroup
 
 
 class ServingGroups:
     """Every group that was ever announced, by id. Changed by the router only."""
 
-    def __init__(self, *, now: float, default_max_num_seqs: int) -> None:
-        """`default_max_num_seqs`: of all together, for as long as no group has said."""
+    def __init__(self, config: RouterConfig, *, now: float) -> None:
+        self._config = config
         self._groups: dict[str, ServingGroup] = {}
-        self._default_max_num_seqs = default_max_num_seqs
+        self.rates = ServiceRates()
         #: Since when no group serves; None while one should.
         self.none_since: float | None = now
 
@@ -46,16 +48,22 @@ class ServingGroups:
         """It does, or is about to."""
         group.lost_at, self.none_since = None, None
 
-    def refusal(self, now: float, grace_s: float) -> str | None:
+    def refusal(self, now: float) -> str | None:
         """Why nothing can be generated now nor soon; None while a request may hope."""
-        if self.none_since is None or now - self.none_since < grace_s:
+        if self.none_since is None or now - self.none_since < self._config.no_group_grace_s:
             return None
         return f"no group has served for {now - self.none_since:.0f} s"
 
     @property
     def capacity(self) -> int:
         """Sequences that all run at once."""
-        return sum(group.limits.max_num_seqs for group in self) or self._default_max_num_seqs
+        return sum(group.limits.max_num_seqs for group in self) or self._config.default_max_num_seqs
+
+    @property
+    def capacity_tokens(self) -> int | None:
+        """Tokens that all KV caches hold; None: no group has said."""
+        # One block of each is never handed out.
+        return sum((group.limits.num_blocks - 1) * group.limits.block_size for group in self) or None
 
     @property
     def epoch(self) -> int:

@@ -1,4 +1,4 @@
-"""Admission, deadlines, order and retention: plain values in, decisions out."""
+"""Deadlines, order and retention: plain values in, decisions out."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from ryzanstein.v1.sampling_pb2 import SamplingParams
 from ryzanstein.wire import StatusError
-from ryzanstein_coordinator.admission import AdmissionGate, AdmissionLimits, Load, admit, retry_delay_s
+from ryzanstein_coordinator.admission import Amount
 from ryzanstein_coordinator.deadlines import DeadlineQueue
-from ryzanstein_coordinator.dispatch import GroupLoad, WaitingQueue, choose_group, replay_order
+from ryzanstein_coordinator.dispatch import GroupLoad, choose_group, replay_order
 from ryzanstein_coordinator.output import RecordedOutput
-from ryzanstein_coordinator.patience import Overdue, overdue
+from ryzanstein_coordinator.patience import Overdue, RouterConfig, overdue
 from ryzanstein_coordinator.request_store import RequestStore, RetentionLimits
 from ryzanstein_coordinator.requests import Ending, RequestRecord, RequestSpec, Timings
 from ryzanstein_coordinator.serving_group import ServingGroup
@@ -24,17 +24,25 @@ from ryzanstein_coordinator.tokenization import ModelTokenizer
 from .trained_tokenizers import byte_level
 
 TOKENIZER = ModelTokenizer(byte_level())
+ASKED = Amount(requests=1, prompt_bytes=4, tokens=101)
 
 
 def record(
-    name: str, *, arrival: int = 0, prompt: int = 1, emitted: int = 0, priority: int = 0
+    name: str,
+    *,
+    arrival: int = 0,
+    prompt: int = 1,
+    emitted: int = 0,
+    priority: int = 0,
+    owner: str = "",
+    max_tokens: int = 100,
 ) -> RequestRecord:
     spec = RequestSpec(
-        owner="",
+        owner=owner,
         request_id=name,
         model="tiny",
         prompt=array("I", [20] * prompt),
-        sampling=SamplingParams(max_tokens=100),
+        sampling=SamplingParams(max_tokens=max_tokens),
         priority=priority,
     )
     made = RequestRecord(
@@ -45,56 +53,6 @@ def record(
     )
     made.output.extend([30] * emitted)
     return made
-
-
-def load(**values: float) -> Load:
-    return Load(
-        **{
-            "unfinished": 0,
-            "capacity": 4,
-            "prompt_bytes": 0,
-            "refused_ahead": 0,
-            "endings_per_s": 0.0,
-            **values,
-        }  # type: ignore[arg-type]
-    )
-
-
-# --- admission
-
-
-def test_eight_may_wait_for_each_one_that_runs() -> None:
-    assert admit(load(unfinished=4 + 8 * 4 - 1), AdmissionLimits(), new_bytes=4) is None
-    refusal = admit(load(unfinished=4 + 8 * 4), AdmissionLimits(), new_bytes=4)
-
-    assert refusal is not None
-    assert "32 requests are waiting" in refusal.reason
-
-
-def test_all_prompts_together_are_bounded() -> None:
-    limits = AdmissionLimits(max_prompt_bytes=1000)
-
-    assert admit(load(prompt_bytes=900), limits, new_bytes=100) is None
-    assert admit(load(prompt_bytes=900), limits, new_bytes=101) is not None
-
-
-@given(st.integers(0, 10**6), st.floats(0, 1e6))
-def test_a_retry_delay_is_between_a_tenth_of_a_second_and_half_a_minute(ahead: int, rate: float) -> None:
-    assert 0.1 <= retry_delay_s(ahead, rate) <= 30.0
-
-
-def test_those_who_are_refused_are_told_to_come_one_after_the_other() -> None:
-    gate = AdmissionGate(AdmissionLimits(max_waiting=0))
-    for moment in range(11):
-        gate.ended(moment / 10)  # ten per second
-
-    delays = []
-    for _ in range(3):
-        refusal = gate.ask(1.0, unfinished=1, capacity=1, prompt_bytes=0, new_bytes=0)
-        assert refusal is not None
-        delays.append(refusal.retry_after_s)
-
-    assert delays == pytest.approx([0.1, 2 / 11, 3 / 11])
 
 
 # --- deadlines
@@ -169,7 +127,7 @@ def group(name: str, *, lost_at: float | None = None, stalled: int = 0) -> Servi
 
 
 def looked_at(now: float, *groups: ServingGroup, no_group_since: float | None = None) -> Overdue:
-    return overdue(now, groups, no_group_since=no_group_since, no_group_grace_s=45.0, move_after_s=2.0)
+    return overdue(now, groups, RouterConfig(), no_group_since=no_group_since)
 
 
 def test_without_a_group_everybody_waits_for_the_grace_and_not_longer() -> None:
@@ -195,51 +153,20 @@ def test_nothing_moves_while_no_stream_is_open() -> None:
     assert looked_at(1000.0, opening, group("b", lost_at=100.0, stalled=1)) == Overdue()
 
 
-@given(st.lists(st.tuples(st.integers(-2, 2), st.booleans()), max_size=150))
-def test_the_queue_gives_out_by_priority_then_arrival_without_those_who_left(
-    entries: list[tuple[int, bool]],
-) -> None:
-    queue = WaitingQueue()
-    records = [record(str(i), arrival=i, priority=priority) for i, (priority, _) in enumerate(entries)]
-    for one in records:
-        queue.push(one)
-    for one, (_, leaves) in zip(records, entries, strict=True):
-        if leaves:
-            queue.discard(one)
-    staying = [one for one, (_, leaves) in zip(records, entries, strict=True) if not leaves]
-    assert len(queue) == len(staying)
-
-    order = []
-    while (one := queue.pop()) is not None:  # type: ignore[assignment]
-        order.append(one)
-
-    assert order == sorted(staying, key=lambda r: (-r.spec.priority, r.arrival))
-
-
-def test_those_who_left_the_queue_do_not_pile_up_in_it() -> None:
-    queue = WaitingQueue()
-    for arrival in range(5000):
-        one = record(str(arrival), arrival=arrival)
-        queue.push(one)
-        queue.discard(one)
-
-    assert len(queue._heap) < 200
-
-
 # --- retention
 
 
 def test_an_id_is_taken_while_its_request_lives_and_free_afterwards() -> None:
     store = RequestStore(RetentionLimits())
     first = record("a")
-    reservation = store.reserve(first.key, 4)
+    reservation = store.reserve(first.key, ASKED)
     with pytest.raises(StatusError) as while_coming:
-        store.reserve(first.key, 4)
+        store.reserve(first.key, ASKED)
     store.release(reservation)
     store.add(first)
     with pytest.raises(StatusError) as while_living:
-        store.reserve(first.key, 4)
-    store.reserve(("somebody else", "a"), 4)
+        store.reserve(first.key, ASKED)
+    store.reserve(("somebody else", "a"), ASKED)
     first.end(Ending("stop"), 1.0)
     store.retire(first)
 
@@ -280,15 +207,23 @@ def test_of_too_many_the_oldest_are_forgotten_first(limits: RetentionLimits) -> 
     assert kept == ["7", "8", "9"]
 
 
-def test_bytes_and_counts_return_to_nothing() -> None:
+def test_what_is_counted_returns_to_nothing() -> None:
     store = RequestStore(RetentionLimits())
-    one = record("a", prompt=25)
-    reservation = store.reserve(one.key, 1000)
-    assert (store.unfinished, store.prompt_bytes) == (1, 1000)
+    one, other = record("a", prompt=25, owner="one"), record("a", owner="other")
+    one.expected_tokens = 100
+    reservation = store.reserve(one.key, Amount(1, 1000, 100))
+    assert (store.unfinished, store.total, store.of_owner("one")) == (1, Amount(1, 1000, 100), store.total)
+    store.resize(reservation, one.amount)
+    assert store.total == one.amount == Amount(1, 100, 125)
     store.release(reservation)
+    assert store.total == Amount()
     store.add(one)
-    assert (store.unfinished, store.prompt_bytes) == (1, 100)
-    one.end(Ending("stop"), 1.0)
-    store.retire(one)
+    store.add(other)
+    assert store.total == Amount(2, 104, 126)
+    assert store.of_owner("other") == Amount(1, 4, 1)
+    assert [store.owners_with(name) for name in ("one", "other", "third")] == [2, 2, 3]
+    for ended in (one, other):
+        ended.end(Ending("stop"), 1.0)
+        store.retire(ended)
 
-    assert (store.unfinished, store.prompt_bytes) == (0, 0)
+    assert (store.unfinished, store.total, store.owners_with("one")) == (0, Amount(), 1)
