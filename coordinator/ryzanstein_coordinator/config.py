@@ -66,6 +66,11 @@ class OrchestratorConfig:
     #: The same request and seed give the same tokens, whatever else is in the batch.
     reproducible: bool = True
 
+    #: Requests that may wait for a place. None: eight for each that runs.
+    max_waiting_requests: int | None = None
+    #: Tokens, of prompts and expected outputs, that may wait for room in a KV cache. None: eight times what fits.
+    max_waiting_tokens: int | None = None
+
     # --- the front door
     host: str = "127.0.0.1"
     #: 0 picks a free one.
@@ -127,6 +132,8 @@ class OrchestratorConfig:
             ("--spares", self.spares, 0),
             ("--cpu-threads", self.cpu_threads, 0),
             ("--max-num-seqs", self.max_num_seqs, 1),
+            ("--max-waiting-requests", self.max_waiting_requests or 0, 0),
+            ("--max-waiting-tokens", self.max_waiting_tokens or 0, 0),
         ):
             if number < least:
                 raise ConfigError(f"{flag}: {number} is too small, give {least} or more")

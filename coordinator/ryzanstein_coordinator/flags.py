@@ -73,6 +73,15 @@ def configuration(
             help="how many times as long a step may take when it prefills beside running streams; 0: no bound",
         ),
     ] = 1.7,
+    max_waiting_requests: Annotated[
+        int | None, typer.Option(help="requests that may wait for a place; default: eight for each that runs")
+    ] = None,
+    max_waiting_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="tokens of prompts and outputs that may wait; default: eight times what the KV caches hold"
+        ),
+    ] = None,
     memory_utilization: Annotated[
         float, typer.Option(help="share of each device's memory to use, in (0, 1]")
     ] = 0.9,
@@ -147,6 +156,8 @@ def configuration(
         max_batched_tokens=max_batched_tokens,
         prefix_caching=prefix_caching,
         max_decode_slowdown=max_decode_slowdown,
+        max_waiting_requests=max_waiting_requests,
+        max_waiting_tokens=max_waiting_tokens,
         memory_utilization=memory_utilization,
         kv_cache_bytes=kv_cache_memory,
         cpu_threads=cpu_threads,

@@ -17,6 +17,7 @@ from ryzanstein import __version__, failpoints
 from ryzanstein.program import announce
 from ryzanstein.service_manager import ServiceManager
 
+from .admission import AdmissionLimits
 from .cluster_metrics import ClusterCollector
 from .config import OrchestratorConfig
 from .dashboard import dashboard_routes
@@ -152,7 +153,10 @@ async def _serving(
         )
 
     intake = Intake(facts, tokenizer)
-    front_door = FrontDoor(intake=intake, router=router, log=request_log, metrics=metrics)
+    waiting = AdmissionLimits(
+        max_waiting=config.max_waiting_requests, max_waiting_tokens=config.max_waiting_tokens
+    )
+    front_door = FrontDoor(intake=intake, router=router, admission=waiting, log=request_log, metrics=metrics)
     inference = InferenceServicer(front_door, intake, owner_of=security.owner_of)
     servers = GrpcServers(config, security, orchestrator, rendezvous, inference)
     listener = bind(config.host, config.http_port, flag="--http-port")

@@ -25,6 +25,8 @@ TLS = TlsFiles(cert_file=Path("server.pem"), key_file=Path("server.key"))
         ({"max_model_len": 4}, "--max-model-len: 4"),
         ({"max_decode_slowdown": 1.0}, "--max-decode-slowdown: 1.0 is not above 1"),
         ({"max_batched_tokens": 8}, "--max-batched-tokens: 8"),
+        ({"max_waiting_requests": -1}, "--max-waiting-requests: -1"),
+        ({"max_waiting_tokens": -1}, "--max-waiting-tokens: -1"),
         ({"memory_utilization": 0.0}, "--memory-utilization: 0.0"),
         ({"memory_utilization": 1.1}, "--memory-utilization: 1.1"),
         ({"kv_cache_bytes": 0}, "--kv-cache-memory: 0"),
