@@ -229,6 +229,7 @@ class Engine:
         self._check_wanted()
         if not self._gives_way:
             self.status = replace(self.status, load_progress=fraction)
+        failpoint("load.progressed")
 
     def _check_wanted(self) -> None:
         if self._loading is not None and self._loading != self._wanted:
