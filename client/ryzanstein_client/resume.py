@@ -207,8 +207,8 @@ class ResumableStream:
                 f"{self._address} no longer knows request {self.request_id}, of which {self.tokens_received} "
             )
             return error_from(CallFailed(failure.code, f"{message}tokens were received: {failure.message}"))
-        if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED and self._timeout_s is not None:
-            return self._deadline_error()
+        if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED and self.remaining_s(now_s) == 0.0:
+            return self._deadline_error()  # sooner it is a refusal: the server says why it can't be met
         return error_from(failure)
 
     def _deadline_error(self) -> DeadlineExceeded:

@@ -341,6 +341,14 @@ def test_the_deadline_ends_the_attempts_and_bounds_the_wait() -> None:
         state.on_failure(LOST, 5.0)
 
 
+def test_a_deadline_that_can_not_be_met_is_refused_in_the_servers_words() -> None:
+    state = stream(timeout_s=5.0)
+    state.next_request(0.0)
+    hopeless = CallFailed(grpc.StatusCode.DEADLINE_EXCEEDED, "501 tokens take about 10 s")
+    with pytest.raises(DeadlineExceeded, match="501 tokens take about 10 s; allow more time"):
+        state.on_failure(hopeless, 0.1)
+
+
 @pytest.mark.parametrize("ids", [(), (5, 6)])
 def test_a_deadline_that_passes_while_the_coordinator_is_down_is_one(ids: tuple[int, ...]) -> None:
     state = stream(timeout_s=5.0)
