@@ -114,6 +114,11 @@ class KVPool:
         self.data = torch.empty(shape, dtype=dtype, device=self.device)
 
     @property
+    def attention(self) -> str:
+        """What computes attention over these pages: a level of instructions, or torch."""
+        return self.kernel.level(self.dtype, self.head_dim).name.lower() if self.kernel else "torch"
+
+    @property
     def bytes(self) -> int:
         """Of the pages of all layers."""
         return self.data.nbytes

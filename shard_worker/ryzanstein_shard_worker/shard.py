@@ -139,6 +139,7 @@ class Shard:
                 dtype=DTYPES[self.key.dtype],
                 device=device,
             )
+            log.info("pages_allocated", rank=self.key.rank, bytes=pool.bytes, attention=pool.attention)
         return pool
 
     def _pack(self, module: str) -> None:

@@ -1,4 +1,4 @@
-/* Paged attention on CPU: what the entry (attention.c) and the kernels of each ISA level share. */
+/* Paged attention on CPU: what the entry (attention.c), its parts and the kernels of each ISA level share. */
 #ifndef RYZANSTEIN_ATTENTION_H
 #define RYZANSTEIN_ATTENTION_H
 
@@ -17,8 +17,21 @@ enum {
 /* Mirrored by DTYPES in attention.py. */
 enum rz_dtype { RZ_FLOAT32 = 0, RZ_BFLOAT16 = 1, RZ_FLOAT16 = 2 };
 
-/* Mirrored by Isa in attention.py; a higher one contains the lower ones. */
-enum rz_isa { RZ_BASELINE = 0, RZ_AVX2 = 1, RZ_AVX512 = 2 };
+/* Mirrored by Isa in attention.py; a CPU with a higher one has the lower ones. AVX512BF16 and AMX have kernels for
+ * bfloat16 only. */
+enum rz_isa { RZ_BASELINE = 0, RZ_AVX2 = 1, RZ_AVX512 = 2, RZ_AVX512BF16 = 3, RZ_AMX = 4 };
+
+/* What the compiler can make: gcc knows AVX512-BF16 since 10 and AMX since 11, clang since 9 and 12. */
+#if defined(__x86_64__) && defined(__clang__)
+#define RZ_HAS_AVX512BF16 (__clang_major__ >= 9)
+#define RZ_HAS_AMX (__clang_major__ >= 12)
+#elif defined(__x86_64__)
+#define RZ_HAS_AVX512BF16 (__GNUC__ >= 10)
+#define RZ_HAS_AMX (__GNUC__ >= 11)
+#else
+#define RZ_HAS_AVX512BF16 0
+#define RZ_HAS_AMX 0
+#endif
 
 /* One layer's attention over one step's batch; mirrored by Call in attention.py.
  *
@@ -29,7 +42,8 @@ enum rz_isa { RZ_BASELINE = 0, RZ_AVX2 = 1, RZ_AVX512 = 2 };
  * pages [2, num_blocks, kv_heads, head_dim * RZ_BLOCK] is this layer's part of the pool. A page holds the matrix
  * [head_dim][RZ_BLOCK] of keys (transposed: lanes of the kernel are tokens) or [RZ_BLOCK][head_dim] of values
  * (lanes are dimensions). For bfloat16, rows 2n and 2n + 1 of either matrix are interleaved element by element:
- * one 32-bit lane then holds both, and widening them to float is a shift and a mask. */
+ * one 32-bit lane then holds both, and widening them to float is a shift and a mask. It is also the order in which
+ * instructions that multiply pairs of bfloat16 want their second operand. */
 struct rz_attention {
     void *out;
     const void *q, *k, *v;
@@ -45,7 +59,7 @@ struct rz_attention {
     int32_t window; /* a key is seen when key position > query position - window; 0: no window */
     int32_t threads;
     int32_t isa;
-    float scale; /* of the scores, before the softmax */
+    float scale; /* of the scores, before the softmax; above 0 */
 };
 
 static inline size_t rz_element_bytes(int dtype) { return dtype == RZ_FLOAT32 ? 4 : 2; }
@@ -64,5 +78,16 @@ typedef void rz_attend_tile(const struct rz_attention *call, int sequence, int k
 RZ_HIDDEN rz_attend_tile rz_attend_baseline;
 RZ_HIDDEN rz_attend_tile rz_attend_avx2;
 RZ_HIDDEN rz_attend_tile rz_attend_avx512;
+RZ_HIDDEN rz_attend_tile rz_attend_avx512bf16;
+RZ_HIDDEN rz_attend_tile rz_attend_amx;
+
+/* The level of the kernel for such heads where `isa` is the highest allowed. */
+RZ_EXPORT int32_t rz_attention_level(int32_t isa, int32_t dtype, int32_t head_dim);
+
+/* The kernel for a call: of that level. */
+RZ_HIDDEN rz_attend_tile *rz_attention_kernel(const struct rz_attention *call);
+
+/* Puts the step's new keys and values into their pages. */
+RZ_HIDDEN void rz_write_pages(const struct rz_attention *call);
 
 #endif

@@ -21,11 +21,16 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum rz_dtyp
 
 
 class Isa(enum.IntEnum):
-    """Instruction sets that the kernels are built for; a higher one contains the lower ones (enum rz_isa)."""
+    """Instruction sets that the kernels are built for; a CPU with a higher one has the lower ones (enum rz_isa).
+
+    AVX512BF16 and AMX have kernels for bfloat16 only.
+    """
 
     BASELINE = 0
     AVX2 = 1
     AVX512 = 2
+    AVX512BF16 = 3
+    AMX = 4
 
 
 class Call(ctypes.Structure):
@@ -49,20 +54,30 @@ class NativeAttention:
     """
 
     def __init__(self, library: ctypes.CDLL, isa: Isa | None = None) -> None:
-        """`isa` None means the highest that this CPU has.
+        """`isa` None means the one that is fastest on this CPU.
 
         Raises:
             ValueError: this CPU doesn't have `isa`.
         """
-        library.rz_attention_isa.restype = ctypes.c_int32
-        library.rz_attention_isa.argtypes = []
+        for probe in (library.rz_attention_isa, library.rz_attention_best_isa):
+            probe.restype, probe.argtypes = ctypes.c_int32, []
+        library.rz_attention_level.restype = ctypes.c_int32
+        library.rz_attention_level.argtypes = [ctypes.c_int32] * 3
         library.rz_paged_attention.restype = None
         library.rz_paged_attention.argtypes = [ctypes.POINTER(Call)]
-        best = Isa(library.rz_attention_isa())
-        if isa is not None and isa > best:
-            raise ValueError(f"attention kernels for {isa.name} are wanted, this CPU has {best.name} at most")
-        self.isa = best if isa is None else isa
+        highest = Isa(library.rz_attention_isa())
+        if isa is not None and isa > highest:
+            raise ValueError(
+                f"attention kernels for {isa.name} are wanted, this CPU has {highest.name} at most"
+            )
+        self.isa = Isa(library.rz_attention_best_isa()) if isa is None else isa
+        self.highest = highest
+        self._level = library.rz_attention_level
         self._run = library.rz_paged_attention
+
+    def level(self, dtype: torch.dtype, head_dim: int) -> Isa:
+        """Of the kernel that computes such heads: `isa`, or the one below that has a kernel for them."""
+        return Isa(self._level(self.isa, DTYPES[dtype], head_dim))
 
     @staticmethod
     def supports(dtype: torch.dtype, head_dim: int, block_size: int) -> bool:
@@ -93,13 +108,18 @@ class NativeAttention:
             context_len: [S] int32.
             block_table: [S, max_blocks] int32.
             windows: per layer, how many keys up to its own a query sees; None: all.
-            scale: of the scores, before the softmax.
+            scale: of the scores, before the softmax; above 0.
             threads: at most so many work at a large step; a small one is done by the caller alone.
 
         Returns:
             attend(layer, q [T, heads, d], k [T, kv_heads, d], v [T, kv_heads, d]) -> [T, heads, d], for one
             thread; it computes no gradients.
+
+        Raises:
+            ValueError: the scale is not above 0.
         """
+        if not scale > 0:
+            raise ValueError(f"the scale of the scores is {scale}: it has to be above 0")
         _, _, num_blocks, kv_heads, page_elements = pages.shape
         head_dim, rows = page_elements // BLOCK_SIZE, int(query_start[-1])
         layer_bytes = pages.stride(0) * pages.element_size()

@@ -14,7 +14,7 @@ def native(request: pytest.FixtureRequest) -> NativeAttention:
     if library is None:
         pytest.skip("the native library was not built: no C compiler")
     isa: Isa = request.param
-    if isa > NativeAttention(library).isa:
+    if isa > NativeAttention(library).highest:
         pytest.skip(f"this CPU has no {isa.name}")
     return NativeAttention(library, isa)
 

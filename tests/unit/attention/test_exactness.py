@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ryzanstein_shard_worker.native.attention import NativeAttention
 
-from .streams import Cache, Shape, Stream, same_bits, token_by_token
+from .streams import Cache, Shape, Stream, plain_attention, same_bits, token_by_token
 
 SHAPES = st.builds(
     lambda heads, head_dim, dtype, window: Shape(heads[0], heads[1], head_dim, dtype, window),
@@ -84,8 +84,11 @@ def test_nan_of_a_neighbour_stays_with_the_neighbour(native: NativeAttention) ->
     assert poisoned.isnan().all()
 
 
-def test_nan_of_a_later_token_stays_with_the_later_tokens(native: NativeAttention) -> None:
-    shape = Shape(4, 2, 64, torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_of_a_later_token_stays_with_the_later_tokens(
+    native: NativeAttention, dtype: torch.dtype
+) -> None:
+    shape = Shape(4, 2, 64, dtype)
     stream = Stream.random(90, shape, seed=3)
     sound = token_by_token(shape, stream, native)
     stream.k[45], stream.v[45] = float("nan"), float("inf")
@@ -96,9 +99,12 @@ def test_nan_of_a_later_token_stays_with_the_later_tokens(native: NativeAttentio
     assert got[45:].isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 100])
-def test_nan_of_a_token_that_left_the_window_is_gone(native: NativeAttention, rows: int) -> None:
-    shape = Shape(4, 2, 64, torch.float32, window=20)
+def test_nan_of_a_token_that_left_the_window_is_gone(
+    native: NativeAttention, rows: int, dtype: torch.dtype
+) -> None:
+    shape = Shape(4, 2, 64, dtype, window=20)
     stream = Stream.random(100, shape, seed=4)
     sound = token_by_token(shape, stream, native)
     stream.k[45], stream.v[45] = float("nan"), float("nan")
@@ -108,6 +114,44 @@ def test_nan_of_a_token_that_left_the_window_is_gone(native: NativeAttention, ro
     assert same_bits(got[:45], sound[:45])
     assert got[45:65].isnan().all()
     assert same_bits(got[65:], sound[65:])
+
+
+@pytest.mark.parametrize("number", [float("inf"), -float("inf"), float("nan")])
+@pytest.mark.parametrize("window", [None, 40])
+def test_what_is_no_number_reaches_only_those_who_see_it(
+    native: NativeAttention, number: float, window: int | None
+) -> None:
+    shape = Shape(8, 4, 32, torch.bfloat16, window)
+    stream = Stream.random(150, shape, seed=5)
+    sound = Cache(shape, [stream], kernel=native).run([[150]])[0]
+    for token in (70, 71, 100):
+        stream.v[token, 1, 3] = number
+
+    whole = Cache(shape, [stream], kernel=native, garbage=number).run([[150]])[0]
+    alone = token_by_token(shape, stream, native)
+
+    position = torch.arange(150)
+    first = (position >= 70) & (position < 70 + (window or 150))
+    touched = first | ((position >= 71) & (position < 100 + (window or 150)))
+    assert not whole[touched, 2:4, 3].isfinite().any()
+    assert torch.equal(whole.isnan(), alone.isnan())
+    assert torch.equal(whole.nan_to_num(), alone.nan_to_num())
+    whole[touched, 2:4, 3] = sound[touched, 2:4, 3]
+    assert same_bits(whole, sound)
+
+
+def test_scores_that_rise_from_chunk_to_chunk_keep_their_bits(native: NativeAttention) -> None:
+    shape = Shape(4, 2, 64, torch.bfloat16)
+    stream = Stream.random(400, shape, seed=6)
+    stream.q.fill_(1.0)
+    levels = [0.0, 0.5, 1.2, 30.0, 29.0, 31.0, 5.0]  # of scores, times 8: some rise by a little, some far
+    for chunk, level in enumerate(levels):
+        stream.k[64 * chunk : 64 * chunk + 64] = level + 0.1 * stream.k[64 * chunk : 64 * chunk + 64]
+
+    whole = Cache(shape, [stream], kernel=native).run([[400]])[0]
+
+    assert same_bits(whole, token_by_token(shape, stream, native))
+    assert (whole.double() - plain_attention(shape, stream)).abs().max() < 2e-2
 
 
 def test_threads_share_a_large_step_without_a_trace(native: NativeAttention) -> None:

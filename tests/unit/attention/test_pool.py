@@ -55,10 +55,43 @@ def test_a_level_that_the_cpu_lacks_is_refused() -> None:
 
         def __init__(self) -> None:
             self.rz_attention_isa = ctypes.CFUNCTYPE(ctypes.c_int32)(lambda: Isa.BASELINE)
+            self.rz_attention_best_isa = ctypes.CFUNCTYPE(ctypes.c_int32)(lambda: Isa.BASELINE)
+            self.rz_attention_level = ctypes.CFUNCTYPE(ctypes.c_int32)(lambda: Isa.BASELINE)
             self.rz_paged_attention = ctypes.CFUNCTYPE(None)(lambda: None)
 
     with pytest.raises(ValueError, match="AVX512 are wanted, this CPU has BASELINE"):
         NativeAttention(OldCpu(), Isa.AVX512)  # type: ignore[arg-type]
+
+
+def test_a_kernel_of_the_level_or_below_computes_what_it_is_made_for(native: NativeAttention) -> None:
+    levels = {
+        (dtype, head_dim): native.level(dtype, head_dim)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+        for head_dim in (8, 16, 32, 80, 128)
+    }
+
+    for (dtype, head_dim), level in levels.items():
+        if dtype == torch.bfloat16 and native.isa == Isa.AMX and head_dim % 32 == 0:
+            assert level == Isa.AMX
+        elif dtype == torch.bfloat16 and native.isa == Isa.AVX512BF16 and head_dim % 16 == 0:
+            assert level == Isa.AVX512BF16
+        else:
+            assert level == min(native.isa, Isa.AVX512)
+
+
+def test_a_pool_names_what_reads_it(native: NativeAttention) -> None:
+    pool = KVPool(1, 2, 1, 64, dtype=torch.bfloat16, kernel=native)
+
+    assert pool.attention == native.isa.name.lower()
+    assert KVPool(1, 2, 1, 60).attention == "torch"
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_a_scale_that_would_turn_scores_around_is_refused(native: NativeAttention, scale: float) -> None:
+    pool = KVPool(1, 2, 1, 64, kernel=native)
+
+    with pytest.raises(ValueError, match="above 0"):
+        make_attend(pool, layout([0, 1], [1], [[1]]), sliding_window=(None,), scale=scale)
 
 
 @pytest.mark.parametrize(
