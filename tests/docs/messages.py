@@ -31,6 +31,7 @@ _TAKES_MESSAGE = {
     "deadline_exceeded": 0,
     "cancelled": 0,
     "internal": 0,
+    "Refusal": 0,
     "_refused": 0,
     "BadRequestError": 0,
     # The client library raises it.
