@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .sequence import FinishReason, Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(NamedTuple):
     """The part of one sequence that a step computes: tokens [start, start + count)."""
 
     sequence: Sequence
@@ -25,9 +25,8 @@ class Slice:
     @property
     def num_scored(self) -> int:
         """Rows from the start whose logits predict a token of the prompt that was asked about."""
-        if not self.sequence.scores_prompt:
-            return 0
-        return max(0, min(self.start + self.count, self.sequence.num_prompt - 1) - self.start)
+        rows = min(self.start + self.count, self.sequence.num_prompt - 1) - self.start
+        return rows if rows > 0 and self.sequence.scores_prompt else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +73,22 @@ class Room:
 
     def count(self, sequence: Sequence, computed: int) -> int:
         """Tokens of the sequence that may be taken, the first `computed` of which are in the cache."""
-        left = len(sequence.tokens) - computed
-        most = self.tokens
+        left, most = len(sequence.tokens) - computed, self.tokens
+        if left == 1:  # it decodes, nearly always: every microsecond counts
+            return min(1, most)
         if sequence.scores_prompt and computed < sequence.num_prompt - 1:
             most = min(most, self.scored)
         # A stream that a fault interrupted is not held up once more.
-        if self.decodes and left > 1 and not sequence.num_replayed:
+        if self.decodes and not sequence.num_replayed:
             most = min(most, self.prefill)
         return min(left, most)
 
     def take(self, piece: Slice) -> None:
         self.slices.append(piece)
         self.tokens -= piece.count
-        self.scored -= piece.num_scored
         if piece.decodes:
             self.decodes = True
-        elif not piece.sequence.num_replayed:
+            return
+        self.scored -= piece.num_scored
+        if not piece.sequence.num_replayed:
             self.prefill = max(0, self.prefill - piece.count)

@@ -55,9 +55,9 @@ class PrefixCache:
 
     def publish(self, sequence: Sequence) -> None:
         """Its blocks that are full by the end of this step can be found from now on."""
-        if not self._allocator.prefix_caching:
-            return
         full = sequence.num_computed // self._allocator.block_size
+        if full == sequence.num_published or not self._allocator.prefix_caching:
+            return
         for index in range(sequence.num_published, full):
             self._allocator.publish(sequence.blocks[index], self._key(sequence, index))
         sequence.num_published = full

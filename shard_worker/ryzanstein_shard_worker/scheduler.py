@@ -95,7 +95,7 @@ class Scheduler:
     def _go_on(self, room: Room, dropped: list[tuple[Sequence, FinishReason.ValueType, str]]) -> None:
         """Slices of the sequences that run, those that decode first."""
         kept: set[int] = set()  # ids of the sequences in the batch
-        for sequence in sorted(self.running, key=lambda s: s.num_uncomputed > 1):
+        for sequence in sorted(self.running, key=_prefills):
             if room.tokens == 0:
                 break
             if not sequence.blocks:  # pre-empted for one before it
@@ -198,7 +198,9 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, count: int, kept: set[int]) -> bool:
         """Blocks for `count` more tokens, pre-empting those that arrived last. `kept` are in the batch already."""
         needed = blocks_for(sequence.num_computed + count, self.allocator.block_size) - len(sequence.blocks)
-        while needed > 0 and not self.allocator.can_allocate(needed):
+        if needed <= 0:
+            return True
+        while not self.allocator.can_allocate(needed):
             victims = [
                 s
                 for s in self.running
@@ -207,8 +209,7 @@ class Scheduler:
             if not victims:
                 return False
             self._preempt(max(victims, key=_queue_order))
-        if needed > 0:
-            sequence.blocks += self.allocator.allocate(needed)
+        sequence.blocks += self.allocator.allocate(needed)
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -226,6 +227,10 @@ class Scheduler:
             f"{len(sequence.tokens)} tokens don't fit into the KV cache of {self.allocator.capacity_tokens}"
         )
         return sequence, sampling_pb2.FINISH_REASON_ERROR, message
+
+
+def _prefills(sequence: Sequence) -> bool:
+    return len(sequence.tokens) - sequence.num_computed > 1
 
 
 def _queue_order(sequence: Sequence) -> tuple[int, bool, int, int]:
