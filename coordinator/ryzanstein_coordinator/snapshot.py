@@ -145,6 +145,7 @@ def _group(state: ClusterState, group: GroupRecord) -> operations_pb2.GroupStatu
         state=group_state(state, group),
         epoch=group.epoch,
         tensor_parallel_size=group.size,
+        full_tensor_parallel_size=group.full,
         step=0 if leader is None or leader.epoch != group.epoch else leader.step,
         reason=group.reason,
     )

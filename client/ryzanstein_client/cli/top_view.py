@@ -138,7 +138,9 @@ def _state(cluster: Mapping[str, Any]) -> Text:
     mark = _LEVELS.get(state, "■") if not ready or ready["ready"] else "■"
     model = cluster["model"] or {}
     ranks = sum(1 for worker in cluster["workers"] if worker["rank"] is not None)
-    wanted = sum(group["tensor_parallel_size"] for group in cluster["groups"])
+    wanted = sum(
+        group.get("full_tensor_parallel_size") or group["tensor_parallel_size"] for group in cluster["groups"]
+    )
     spares = sum(1 for worker in cluster["workers"] if worker["state"] == "standby")
     style = "red" if mark == "■" and state in ("serving", "recovering") else STYLES.get(state, "yellow")
     line = Text(f"{mark} {state}", style=f"bold {style}")

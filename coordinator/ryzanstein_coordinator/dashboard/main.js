@@ -111,7 +111,7 @@ function showFacts() {
   say(at("model"), model ? `${model.name}, ${parameters(model.parameters)} parameters, ${model.dtype}` : "");
   say(at("release"), snapshot.release ? `Ryzanstein ${snapshot.release}` : "");
   const ranks = snapshot.workers.filter((worker) => worker.rank !== null).length;
-  const wanted = groups.reduce((sum, group) => sum + group.tensor_parallel_size, 0);
+  const wanted = groups.reduce((sum, group) => sum + group.full_tensor_parallel_size, 0);
   const spares = snapshot.workers.filter((worker) => worker.state === "standby").length;
   const facts = [
     ["Epoch", groups.map((group) => group.epoch).join(", ")],

@@ -44,7 +44,7 @@ function serving(snapshot) {
 }
 
 function notServing(snapshot) {
-  const reason = firstUpper(snapshot.readiness?.reason ?? "");
+  const reason = reasonOf(snapshot);
   const open = openRecovery(snapshot);
   switch (snapshot.state) {
     case "recovering":
@@ -63,6 +63,12 @@ function notServing(snapshot) {
     default:
       return said("bad", "Not serving", reason, blameOf(open));
   }
+}
+
+/** Why not, in the group's own words where there is but one group that has a reason. */
+function reasonOf({ groups, readiness }) {
+  const own = groups.length === 1 && !["serving", "degraded"].includes(groups[0].state) ? groups[0].reason : "";
+  return firstUpper(own || (readiness?.reason ?? ""));
 }
 
 function said(level, title, detail, blame = null) {

@@ -152,11 +152,11 @@ class Row {
     MEMORY.forEach(([part], index) => {
       style(this.#bar.children[index], "--share", total ? (parts[part] / total).toFixed(4) : "0");
     });
-    const shown = MEMORY.filter(([part]) => parts[part] > held / 100);
-    keyed(this.#parts, shown, ([part]) => part, ([part, name]) => {
+    const shown = MEMORY.map(([part, name]) => ({ part, name, held: parts[part] })).filter((each) => each.held > held / 100);
+    keyed(this.#parts, shown, ({ part }) => part, ({ part }) => {
       const text = h("span", {});
       const node = h("span", { class: `legend ${part}` }, h("i", { "aria-hidden": "true" }), text);
-      return { node, update: () => say(text, `${name} ${bytes(parts[part])}`) };
+      return { node, update: (each) => say(text, `${each.name} ${bytes(each.held)}`) };
     });
   }
 

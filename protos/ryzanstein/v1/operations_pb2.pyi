@@ -68,6 +68,7 @@ class GroupStatus(_message.Message):
     LEADER_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    FULL_TENSOR_PARALLEL_SIZE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """"g0", "g1", …"""
     state: _builtins.str
@@ -80,6 +81,8 @@ class GroupStatus(_message.Message):
     """Of the leader, in this epoch."""
     reason: _builtins.str
     """Why it is in this state."""
+    full_tensor_parallel_size: _builtins.int
+    """Ranks that it is meant to have; more than tensor_parallel_size while it is degraded."""
     def __init__(
         self,
         *,
@@ -90,10 +93,11 @@ class GroupStatus(_message.Message):
         leader: _builtins.str | None = ...,
         step: _builtins.int = ...,
         reason: _builtins.str = ...,
+        full_tensor_parallel_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_leader", b"_leader", "leader", b"leader"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_leader", b"_leader", "epoch", b"epoch", "id", b"id", "leader", b"leader", "reason", b"reason", "state", b"state", "step", b"step", "tensor_parallel_size", b"tensor_parallel_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_leader", b"_leader", "epoch", b"epoch", "full_tensor_parallel_size", b"full_tensor_parallel_size", "id", b"id", "leader", b"leader", "reason", b"reason", "state", b"state", "step", b"step", "tensor_parallel_size", b"tensor_parallel_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__leader: _TypeAlias = _typing.Literal["leader"]  # noqa: Y015
     _WhichOneofArgType__leader: _TypeAlias = _typing.Literal["_leader", b"_leader"]  # noqa: Y015
