@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import PYTHON, RUN_PAGES, SHELL, SHOWN, Block, blocks
+from tests.docs.pages import PYTHON, RUN_PAGES, SHELL, SHOWN, Block, blocks, pages
 
 COMMANDS = [block for page in RUN_PAGES for block in blocks(page) if block.is_command]
+TYPED = [block for page in pages() for block in blocks(page) if block.language in SHELL | PYTHON]
 
 
 def test_there_are_commands() -> None:
@@ -48,7 +49,7 @@ def test_an_output_follows_what_is_run(page: Path) -> None:
         before = block
 
 
-@pytest.mark.parametrize("block", COMMANDS, ids=lambda block: block.place)
+@pytest.mark.parametrize("block", TYPED, ids=lambda block: block.place)
 def test_every_block_can_be_parsed(block: Block) -> None:
     if block.language in PYTHON:
         ast.parse(block.text)
