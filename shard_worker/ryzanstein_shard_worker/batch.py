@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from .sequence import FinishReason, Sequence
 
 
-class Slice(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Slice:
     """The part of one sequence that a step computes: tokens [start, start + count)."""
 
     sequence: Sequence
