@@ -54,8 +54,10 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     *_COMMON_OPTIONS,
     # A restarted peer is found again within a fraction of a second, not after gRPC's default of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 200),
+    # No pause, whatever its name says: so long an attempt to connect may take, with the handshake of TLS. Where packets
+    # are lost, gRPC's default is 20 s; on a busy machine a tenth of a second, its least, is too short.
+    ("grpc.min_reconnect_backoff_ms", 500),
     # A proxy from the environment must not stand between the processes of one cluster.
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),

@@ -125,7 +125,7 @@ async def test_an_address_whose_packets_are_lost_is_known_soon_and_never_alive(
         begun_at = time.monotonic()
         path.router.group_ready("g0", 1, ShardWorkerServiceStub(channel), EngineLimits(max_num_seqs=4))
         await asyncio.wait_for(eventually(lambda: len(path.seen.broken) >= 2), SOON_S)
-        assert time.monotonic() - begun_at > 0.05, "it was tried"
+        assert time.monotonic() - begun_at > 0.4, "a handshake on a busy machine may take as long"
         assert path.seen.alive == []
 
 
