@@ -168,11 +168,12 @@ class RetryTimes:
         self._endings: deque[float] = deque(maxlen=_RATE_WINDOW)
         self._refused_ahead = 0
 
-    def refused(self, now: float) -> float:
-        """A request is sent away; seconds after which it should ask again."""
-        endings_per_s = 0.0
-        if self._endings:
-            endings_per_s = len(self._endings) / max(now - self._endings[0], 1e-3)
+    def refused(self, now: float, endings_per_s: float | None = None) -> float:
+        """A request is sent away; seconds after which it should ask again. `endings_per_s`: while all places are taken,
+        if that is known. Else the last endings tell, also of times when there was little to do."""
+        if endings_per_s is None:
+            since_s = now - self._endings[0] if self._endings else 0.0
+            endings_per_s = len(self._endings) / max(since_s, 1e-3) if self._endings else 0.0
         delay_s = retry_delay_s(self._refused_ahead, endings_per_s)
         self._refused_ahead += 1
         return delay_s

@@ -90,7 +90,11 @@ class Entrance:
         return round(self._router.groups.rates.output_tokens or 0.0)
 
     def _come_back(self, reason: str) -> StatusError:
-        return resource_exhausted(reason, retry_after_s=self._retry_times.refused(self._clock()))
+        groups = self._router.groups
+        request_s = groups.rates.request_s
+        endings_per_s = groups.capacity / request_s if request_s else None
+        retry_after_s = self._retry_times.refused(self._clock(), endings_per_s)
+        return resource_exhausted(reason, retry_after_s=retry_after_s)
 
 
 def _least_tokens(sampling: SamplingParams) -> int:

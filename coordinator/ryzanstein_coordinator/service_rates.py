@@ -38,6 +38,12 @@ class ServiceRates:
         return statistics.median(self._gaps_s) if len(self._gaps_s) >= _LEAST_STEPS else None
 
     @property
+    def request_s(self) -> float | None:
+        """Seconds that a request runs, on average, its prefill aside."""
+        token_s, tokens = self.token_s, self.output_tokens
+        return None if token_s is None or tokens is None else token_s * tokens
+
+    @property
     def output_tokens(self) -> float | None:
         """Of a request, on average."""
         return statistics.fmean(self._outputs) if len(self._outputs) >= _LEAST_REQUESTS else None

@@ -154,11 +154,11 @@ def test_rates_are_known_when_enough_was_measured() -> None:
         rates.stepped({0.02: 5, 0.5: 1})
     for _ in range(7):
         rates.ended(100)
-    assert (rates.token_s, rates.output_tokens) == (None, None)
+    assert (rates.token_s, rates.output_tokens, rates.request_s) == (None, None, None)
     rates.stepped({9.0: 1})  # a recovery
     rates.stepped({})
     rates.ended(20)
-    assert (rates.token_s, rates.output_tokens) == (0.02, 90.0)
+    assert (rates.token_s, rates.output_tokens, rates.request_s) == (0.02, 90.0, 1.8)
 
 
 def test_rates_follow_what_is_measured() -> None:

@@ -157,12 +157,26 @@ async def test_a_fault_costs_nobody_turns() -> None:
     await leader.close()
 
 
+# --- coming back
+
+
+async def test_after_a_quiet_time_those_who_are_refused_are_not_told_to_stay_away_for_long() -> None:
+    path, leader = await busy_path(token_s=0.1, tokens=10, max_waiting=2)
+    path.clock.now += 3600.0
+
+    delays = [(await refused(path, max_tokens=10)).retry_after_s for _ in range(3)]
+
+    assert delays == pytest.approx([1.0, 2.0, 3.0])  # one place, and a second for each request
+    path.router.close()
+    await leader.close()
+
+
 # --- deadlines
 
 
-async def busy_path(*, token_s: float, tokens: int) -> tuple[RequestPath, Leader]:
+async def busy_path(*, token_s: float, tokens: int, max_waiting: int = 50) -> tuple[RequestPath, Leader]:
     """One that has measured these, with one place that is taken and nobody waiting."""
-    path = request_path(admission=AdmissionLimits(max_waiting=50))
+    path = request_path(admission=AdmissionLimits(max_waiting=max_waiting))
     leader = await Leader(max_num_seqs=1).start()
 
     def take_time(_response: ExecuteResponse) -> None:
