@@ -86,6 +86,10 @@ class CallFailed(Exception):  # noqa: N818 - an event to decide on, more than an
 
     def __str__(self) -> str:
         refused = _NO_CONNECTION.search(self.message)
+        if (
+            refused and refused[1] == "Socket closed"
+        ):  # all that gRPC says of a handshake that the other side refused
+            return "it closed the connection: perhaps it speaks TLS, or wants to see a certificate"
         if refused:
             return refused[1].lower()
         return f"{self.code.name}: {self.message}" if self.message else self.code.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import socket
@@ -88,7 +89,10 @@ class DistributedConfig:
 
 def is_loopback(host: str) -> bool:
     """Whether only processes of this machine reach the address."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name: it may stand for anything
+        return False
 
 
 def default_worker_id(device: str) -> str:
