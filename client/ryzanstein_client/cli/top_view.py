@@ -141,7 +141,8 @@ def _state(cluster: Mapping[str, Any]) -> Text:
     wanted = sum(
         group.get("full_tensor_parallel_size") or group["tensor_parallel_size"] for group in cluster["groups"]
     )
-    spares = sum(1 for worker in cluster["workers"] if worker["state"] == "standby")
+    # One that has a group stands by only until that is formed again.
+    spares = sum(1 for worker in cluster["workers"] if worker["state"] == "standby" and not worker["group"])
     style = "red" if mark == "■" and state in ("serving", "recovering") else STYLES.get(state, "yellow")
     line = Text(f"{mark} {state}", style=f"bold {style}")
     rest = f"  {model.get('name') or 'no model'}  epoch {cluster['epoch']}, {ranks} of {wanted} ranks"

@@ -112,7 +112,8 @@ function showFacts() {
   say(at("release"), snapshot.release ? `Ryzanstein ${snapshot.release}` : "");
   const ranks = snapshot.workers.filter((worker) => worker.rank !== null).length;
   const wanted = groups.reduce((sum, group) => sum + group.full_tensor_parallel_size, 0);
-  const spares = snapshot.workers.filter((worker) => worker.state === "standby").length;
+  // One that has a group stands by only until that is formed again.
+  const spares = snapshot.workers.filter((worker) => worker.state === "standby" && worker.group === null).length;
   const facts = [
     ["Epoch", groups.map((group) => group.epoch).join(", ")],
     ["Ranks", `${ranks} of ${wanted}`],
