@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from ryzanstein.v1.shard_worker_pb2 import SchedulerStats
 
@@ -50,6 +57,7 @@ class Metrics:
     ) -> None:
         """`activity`: told the same, for those who look now."""
         self.activity = Activity() if activity is None else activity
+        disable_created_metrics()  # a second series for each counter and histogram, which nothing asks for
         # A registry of our own: two coordinators in one test don't share counters.
         self.registry = CollectorRegistry() if registry is None else registry
         counter, histogram = self._counter, self._histogram

@@ -51,7 +51,7 @@ export function rate(perSecond) {
 /** `42 %`. */
 export function percent(ratio) {
   const value = ratio * 100;
-  return `${value > 0 && value < 9.95 ? value.toFixed(1) : value.toFixed(0)} %`;
+  return `${value >= 0.05 && value < 9.95 ? value.toFixed(1) : value.toFixed(0)} %`;
 }
 
 /** A moment on the reader's own clock. */

@@ -26,6 +26,7 @@ def test_histograms_begin_at_a_millisecond() -> None:
     text = Metrics().exposition().decode()
     assert 'ryzanstein_request_queue_seconds_bucket{le="0.001"} 0.0' in text
     assert 'ryzanstein_recovery_duration_seconds_bucket{le="0.001",phase="fenced"} 0.0' in text
+    assert "_created" not in text
 
 
 def test_requests_are_counted_by_how_they_ended() -> None:
