@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from .service_rates import Pace
+
 #: Requests that may wait for each one that can run; and tokens for each that the KV caches hold.
 WAITING_PER_RUNNING = 8
 
@@ -129,7 +131,7 @@ def retry_delay_s(refused_ahead: int, endings_per_s: float) -> float:
     return min(_LONGEST_RETRY_S, max(_SHORTEST_RETRY_S, (refused_ahead + 1) / endings_per_s))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Forecast:
     """What a request has before it, by what was measured."""
 
@@ -137,23 +139,23 @@ class Forecast:
     tokens_ahead: float
     #: Sequences that all groups run at once.
     capacity: int
-    #: From a stream's token to its next; None: not measured yet.
-    token_s: float | None
+    #: None: not measured of late.
+    pace: Pace | None
 
 
 def can_be_met(timeout_s: float, least_tokens: int, forecast: Forecast) -> Refusal | None:
     """Why a request of at least so many tokens can't be done in time, if it is sure that it can't. None: it may be."""
-    token_s = forecast.token_s
-    if token_s is None:
+    pace = forecast.pace
+    if pace is None:
         return None
-    own_s = max(0, least_tokens - 1) * token_s
+    own_s = max(0, least_tokens - 1) * pace.fastest_s
     if own_s / _DOUBT > timeout_s:
         return Refusal(
-            f"{least_tokens} tokens take about {own_s:.3g} s, at {token_s * 1000:.3g} ms each; "
+            f"{least_tokens} tokens take about {own_s:.3g} s, at {pace.fastest_s * 1000:.3g} ms each; "
             f"they can't be generated within {timeout_s:.3g} s",
             hopeless=True,
         )
-    wait_s = forecast.tokens_ahead * token_s / forecast.capacity
+    wait_s = forecast.tokens_ahead * pace.token_s / forecast.capacity
     if (wait_s + own_s) / _DOUBT > timeout_s:
         return Refusal(
             f"about {wait_s:.3g} s of other requests' tokens go before it; it can't be done within {timeout_s:.3g} s"

@@ -9,6 +9,13 @@ from ryzanstein.wire import StatusError, unavailable
 from .errors import deadline_exceeded
 from .requests import Ending, RequestRecord
 
+#: The queue is full, the deadline can't be met, or the server drains.
+_REFUSED = {
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.UNAVAILABLE,
+}
+
 
 def deadline_ending(record: RequestRecord) -> Ending:
     """Its time is over."""
@@ -33,6 +40,6 @@ def late_restart_ending() -> Ending:
 
 def refused_outcome(error: StatusError) -> str:
     """What the metrics call a request that was not admitted for this reason: one of `observers.OUTCOMES`."""
-    if error.code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE):
+    if error.code in _REFUSED:
         return "refused"
     return "cancelled" if error.code is grpc.StatusCode.CANCELLED else "invalid"

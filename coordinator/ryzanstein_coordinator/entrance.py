@@ -90,10 +90,10 @@ class Entrance:
         return round(self._router.groups.rates.output_tokens or 0.0)
 
     def _come_back(self, reason: str) -> StatusError:
-        groups = self._router.groups
-        request_s = groups.rates.request_s
+        now, groups = self._clock(), self._router.groups
+        request_s = groups.rates.request_s(now)
         endings_per_s = groups.capacity / request_s if request_s else None
-        retry_after_s = self._retry_times.refused(self._clock(), endings_per_s)
+        retry_after_s = self._retry_times.refused(now, endings_per_s)
         return resource_exhausted(reason, retry_after_s=retry_after_s)
 
 

@@ -18,7 +18,7 @@ OUTCOMES = (
     "deadline",
     "unavailable",  # no group served for longer than the grace period
     "error",  # the engine could not go on with it
-    "refused",  # never admitted: the queue is full, or the server drains
+    "refused",  # never admitted: the queue is full, the deadline can't be met, or the server drains
     "invalid",  # never admitted: the request itself is wrong
 )
 

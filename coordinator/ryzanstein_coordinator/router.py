@@ -123,9 +123,9 @@ class Router:
 
     def forecast(self, owner: str, priority: int) -> Forecast:
         """What a new request would have before it."""
-        rates = self._groups.rates
-        ahead = tokens_ahead(self._queue.records(), owner, priority, rates.output_tokens)
-        return Forecast(tokens_ahead=ahead, capacity=self._groups.capacity, token_s=rates.token_s)
+        groups = self._groups
+        ahead = tokens_ahead(self._queue.records(), owner, priority, groups.rates.output_tokens)
+        return Forecast(ahead, capacity=groups.capacity, pace=groups.rates.pace(self._clock()))
 
     def counts(self) -> tuple[int, int]:
         """Requests that run, and that wait for a group or for a place in it."""
@@ -253,7 +253,7 @@ class Router:
             group.silent = False
             self._events.first_token_after_ready(group.group_id, group.epoch, now)
         tell_step(self._metrics, group.group_id, response, result)
-        self._groups.rates.stepped(result.gaps_s)
+        self._groups.rates.stepped(now, result.gaps_s)
         for owner, tokens in result.served.items():
             self._queue.served(owner, tokens)
         for ended in result.ended:

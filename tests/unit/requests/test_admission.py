@@ -16,7 +16,7 @@ from ryzanstein_coordinator.admission import (
     can_be_met,
     retry_delay_s,
 )
-from ryzanstein_coordinator.service_rates import ServiceRates
+from ryzanstein_coordinator.service_rates import Pace, ServiceRates
 
 ONE = Amount(requests=1, prompt_bytes=4, tokens=2)
 
@@ -123,12 +123,15 @@ def test_those_who_are_refused_are_told_to_come_one_after_the_other() -> None:
 # --- deadlines
 
 
-def forecast(tokens_ahead: float = 0.0, token_s: float | None = 0.02) -> Forecast:
-    return Forecast(tokens_ahead=tokens_ahead, capacity=10, token_s=token_s)
+MEASURED = Pace(0.02, 0.01)
+
+
+def forecast(tokens_ahead: float = 0.0, pace: Pace | None = MEASURED) -> Forecast:
+    return Forecast(tokens_ahead=tokens_ahead, capacity=10, pace=pace)
 
 
 def test_nobody_is_refused_on_a_guess() -> None:
-    assert can_be_met(0.001, 10**6, forecast(10**9, token_s=None)) is None
+    assert can_be_met(0.001, 10**6, forecast(10**9, pace=None)) is None
 
 
 def test_a_deadline_that_what_waits_takes_longer_than_is_refused_at_once() -> None:
@@ -141,29 +144,45 @@ def test_a_deadline_that_what_waits_takes_longer_than_is_refused_at_once() -> No
 
 
 def test_a_deadline_that_the_request_itself_takes_longer_than_is_hopeless() -> None:
-    refusal = can_be_met(1.0, 501, forecast())
+    refusal = can_be_met(1.0, 1001, forecast())
     assert refusal is not None
     assert refusal.hopeless
-    assert "501 tokens take about 10 s, at 20 ms each" in refusal.reason
-    assert can_be_met(11.0, 501, forecast()) is None
+    assert "1001 tokens take about 10 s, at 10 ms each" in refusal.reason
+    assert can_be_met(11.0, 1001, forecast()) is None
 
 
 def test_rates_are_known_when_enough_was_measured() -> None:
     rates = ServiceRates()
     for _ in range(31):
-        rates.stepped({0.02: 5, 0.5: 1})
+        rates.stepped(0.0, {0.02: 5, 0.5: 1})
     for _ in range(7):
         rates.ended(100)
-    assert (rates.token_s, rates.output_tokens, rates.request_s) == (None, None, None)
-    rates.stepped({9.0: 1})  # a recovery
-    rates.stepped({})
+    assert (rates.pace(0.0), rates.output_tokens, rates.request_s(0.0)) == (None, None, None)
+    rates.stepped(0.0, {9.0: 1})  # a recovery
+    rates.stepped(0.0, {})
     rates.ended(20)
-    assert (rates.token_s, rates.output_tokens, rates.request_s) == (0.02, 90.0, 1.8)
+    assert (rates.pace(0.0), rates.output_tokens, rates.request_s(0.0)) == (Pace(0.02, 0.02), 90.0, 1.8)
 
 
 def test_rates_follow_what_is_measured() -> None:
     rates = ServiceRates()
     for step in range(1000):
-        rates.stepped({0.02 if step < 500 else 0.01: 3})
+        rates.stepped(0.01 * step, {0.02 if step < 500 else 0.01: 3})
         rates.ended(step // 900)
-    assert (rates.token_s, rates.output_tokens) == (0.01, 1.0)
+    assert (rates.pace(10.0), rates.output_tokens) == (Pace(0.01, 0.01), 1.0)
+
+
+def test_one_step_in_ten_tells_how_fast_it_may_be() -> None:
+    rates = ServiceRates()
+    for step in range(100):
+        rates.stepped(0.0, {0.01 if step % 9 == 0 else 0.05: 3})
+    assert rates.pace(0.0) == Pace(0.05, 0.01)
+
+
+def test_what_was_measured_a_while_ago_says_nothing_about_now() -> None:
+    """Else whoever is refused for a slow hour would be refused for ever: nothing else would be measured."""
+    rates = ServiceRates()
+    for step in range(100):
+        rates.stepped(0.1 * step, {1.0: 3})
+    assert rates.pace(30.0) == Pace(1.0, 1.0)
+    assert rates.pace(38.0) is None

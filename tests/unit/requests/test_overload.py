@@ -160,9 +160,8 @@ async def test_a_fault_costs_nobody_turns() -> None:
 # --- coming back
 
 
-async def test_after_a_quiet_time_those_who_are_refused_are_not_told_to_stay_away_for_long() -> None:
-    path, leader = await busy_path(token_s=0.1, tokens=10, max_waiting=2)
-    path.clock.now += 3600.0
+async def test_a_quiet_time_before_does_not_make_the_delay_longer() -> None:
+    path, leader = await busy_path(token_s=0.1, tokens=10, max_waiting=2, quiet_s=3600.0)
 
     delays = [(await refused(path, max_tokens=10)).retry_after_s for _ in range(3)]
 
@@ -174,7 +173,9 @@ async def test_after_a_quiet_time_those_who_are_refused_are_not_told_to_stay_awa
 # --- deadlines
 
 
-async def busy_path(*, token_s: float, tokens: int, max_waiting: int = 50) -> tuple[RequestPath, Leader]:
+async def busy_path(
+    *, token_s: float, tokens: int, max_waiting: int = 50, quiet_s: float = 0.0
+) -> tuple[RequestPath, Leader]:
     """One that has measured these, with one place that is taken and nobody waiting."""
     path = request_path(admission=AdmissionLimits(max_waiting=max_waiting))
     leader = await Leader(max_num_seqs=1).start()
@@ -184,8 +185,9 @@ async def busy_path(*, token_s: float, tokens: int, max_waiting: int = 50) -> tu
 
     leader.spoil = take_time
     path.serve(leader)
-    for _ in range(10):
+    for number in range(12):
         await read_all(await ask(path, max_tokens=tokens))
+        path.clock.now += quiet_s if number == 2 else 0.0
     leader.allow(0)
     for _ in range(3):
         await ask(path, max_tokens=tokens)
@@ -221,8 +223,11 @@ async def test_a_deadline_that_the_request_itself_can_not_meet_is_told_so() -> N
     assert error.message == (
         "100 tokens take about 9.9 s, at 100 ms each; they can't be generated within 1 s"
     )
+    assert path.seen.ended[-1] == "refused"
     await ask(path, timeout_s=1.0, max_tokens=100, priority=1)  # it may stop early
     await ask(path, timeout_s=1.0, max_tokens=100, ignore_eos=True, stop=["x"], priority=1)
+    path.clock.now += 60.0  # nothing was measured of late
+    await ask(path, timeout_s=1.0, max_tokens=100, ignore_eos=True, priority=1)
     path.router.close()
     await leader.close()
 
