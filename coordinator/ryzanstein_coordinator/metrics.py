@@ -57,7 +57,7 @@ class Metrics:
     ) -> None:
         """`activity`: told the same, for those who look now."""
         self.activity = Activity() if activity is None else activity
-        disable_created_metrics()  # a second series for each counter and histogram, which nothing asks for
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter and histogram, which nothing asks for
         # A registry of our own: two coordinators in one test don't share counters.
         self.registry = CollectorRegistry() if registry is None else registry
         counter, histogram = self._counter, self._histogram
@@ -98,7 +98,9 @@ class Metrics:
             "phase",
             buckets=_RECOVERY_BUCKETS,
         )
-        self._store_errors = counter("state_store_errors", "Writes to the state directory that failed.", "store")
+        self._store_errors = counter(
+            "state_store_errors", "Writes to the state directory that failed.", "store"
+        )
         self._totals: dict[str, _SchedulerTotals] = {}
         for outcome in OUTCOMES:
             self._requests.labels(outcome)
