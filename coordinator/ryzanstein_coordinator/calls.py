@@ -132,7 +132,8 @@ class WorkerCalls:
         try:
             reply = await connection.load_shard(request, self._config.load_timeout_s)
         except CallError as error:
-            self._emit(events.ShardRefused(*identity, error.never_works, str(error)))
+            refused = events.ShardRefused(*identity, error.never_works, str(error), error.own_fault)
+            self._emit(refused)
         else:
             self._emit(events.ShardLoaded(*identity, reply.loaded, reply.has_files, reply.weights_bytes))
 

@@ -251,7 +251,7 @@ class ControlPlane:
         group = draft.find_group(worker.group)
         placed = group is not None and group.phase is Phase.LOADING and worker.rank is not None
         reason = f"{worker.worker_id} could not load rank {event.key.rank}: {event.reason}"
-        self._workers.load_failed(draft, worker, permanent=event.permanent, reason=reason)
+        self._workers.load_failed(draft, worker, event, reason)
         if placed and group is not None:
             retry = self.recovery.retry(draft.now_s, group, may_repeat=not event.permanent)
             draft.set_group(group.group_id, failures=retry.failures, not_before_s=retry.not_before_s)

@@ -79,13 +79,16 @@ class ShardLoaded:
 
 @dataclass(frozen=True, slots=True)
 class ShardRefused:
-    """LoadShard failed; `permanent`: this process will never load it."""
+    """LoadShard failed; `permanent`: this process will never load it. Not its `own_fault`: it was not reached, or did
+    not answer.
+    """
 
     worker_id: str
     incarnation: str
     key: ShardKey
     permanent: bool
     reason: str
+    own_fault: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from .actions import AbortWorker, DrainProcess, DropWorker, LoadShard
 from .config import OrchestratorConfig
 from .draft import Draft
-from .events import Beat, Registered, StreamOpened
+from .events import Beat, Registered, ShardRefused, StreamOpened
 from .group_record import EngineBounds, Phase
 from .health_monitor import HealthMonitor
 from .memory_plan import DeviceShare
@@ -18,6 +18,8 @@ from .worker_record import ShardKey, WorkerRecord
 
 #: Between two attempts to fence a worker, or to load a shard again, in seconds.
 RETRY_S = 0.25
+#: As long, if the worker was not reached: its port may be blocked for a moment, or for days.
+UNREACHED_S = 2.0
 #: A worker that fails to load so often, in a row, is not asked again.
 MAX_LOAD_FAILURES = 3
 #: Lost workers that are still shown: ids that are made up anew at every start must not fill the memory.
@@ -90,18 +92,19 @@ class WorkerLife:
     def fence_failed(self, draft: Draft, worker: WorkerRecord) -> None:
         draft.set_worker(worker.worker_id, fencing=False, fence_not_before_s=draft.now_s + RETRY_S)
 
-    def load_failed(self, draft: Draft, worker: WorkerRecord, *, permanent: bool, reason: str) -> None:
-        """A worker that can't load is not asked again; one that may, after a pause."""
-        failures = worker.load_failures + 1
-        failed = permanent or failures >= MAX_LOAD_FAILURES
+    def load_failed(self, draft: Draft, worker: WorkerRecord, refused: ShardRefused, reason: str) -> None:
+        """A worker that can't load is not asked again; one that may, or that was not reached, after a pause."""
+        failures = worker.load_failures + refused.own_fault
+        failed = refused.permanent or failures >= MAX_LOAD_FAILURES
+        pause_s = RETRY_S * 2.0**failures if refused.own_fault else UNREACHED_S
         draft.set_worker(
             worker.worker_id,
             loading=None,
             loading_beside=False,
-            strikes=worker.strikes + 1,
+            strikes=worker.strikes + 1 if refused.own_fault else max(1, worker.strikes),
             load_failures=failures,
             failed_reason=reason if failed else "",
-            load_not_before_s=draft.now_s + RETRY_S * 2.0**failures,
+            load_not_before_s=draft.now_s + pause_s,
         )
 
     def tick(self, draft: Draft) -> list[str]:

@@ -33,7 +33,7 @@ class WorkerCalls:
             if reply.ok:
                 event: events.Event = events.ShardLoaded(*identity, True, True, 1000)
             else:
-                event = events.ShardRefused(*identity, False, reply.reason)
+                event = events.ShardRefused(*identity, False, reply.reason, reply.own_fault)
             self._coordinator.happened(event)
 
         self._call(action.incarnation, lambda w, answer: w.load(action, answer), done, LOAD_TIMEOUT_S)

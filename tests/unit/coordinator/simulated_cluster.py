@@ -74,6 +74,8 @@ class SimulatedCluster:
         self.cannot_join: set[str] = set()
         self.failing_loads: dict[str, int] = {}
         self.without_files: set[str] = set()
+        #: Whose LoadShard does not get through.
+        self.unreached: set[str] = set()
         #: Who takes no Execute stream.
         self.deaf: set[str] = set()
         self._refuses = refuses
@@ -328,6 +330,9 @@ class SimulatedCluster:
         identity = (process.worker_id, process.incarnation, action.key)
         if action.epoch < process.seen_epoch or process.inside is not None:
             self._reply(process, events.ShardRefused(*identity, False, "FAILED_PRECONDITION"))
+            return
+        if process.worker_id in self.unreached:
+            self._reply(process, events.ShardRefused(*identity, False, "UNAVAILABLE", own_fault=False))
             return
         process.seen_epoch = action.epoch
         if process.worker_id in self._refuses:
