@@ -187,11 +187,12 @@ async def run(config: DistributedConfig, manager: ServiceManager, logs: LogConte
     except RefusedError as error:
         raise WorkerError(f"the coordinator at {config.coordinator} refused this worker: {error}") from None
     finally:
-        await _cancel(registration, stopping, watching, reporting)
+        await _cancel(registration, stopping, watching)
         for close in (watch.close, engine.close):
             await asyncio.to_thread(close)
         await server.stop(grace=0.5)
         await asyncio.to_thread(groups.close)
+        await _cancel(reporting)  # the watchdog looks on until the process is gone
 
 
 async def _cancel(*tasks: asyncio.Future[Any]) -> None:

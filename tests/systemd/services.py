@@ -18,8 +18,8 @@ COORDINATOR = "ryzanstein-coordinator.service"
 WORKERS = tuple(f"ryzanstein-shard-worker@{number}.service" for number in range(3))
 INSTALL = f"{SOURCE}/deploy/systemd/install.sh"
 FAILPOINTS = "/run/test/failpoints"
-#: Of every unit here: long enough for a start beside five other processes on two cores.
-WATCHDOG_S = 3
+#: Of every unit here: long enough for crowded processors.
+WATCHDOG_S = 5
 _STREAMS = 4
 _ENVIRONMENT = "/opt/prepared"
 #: What a test machine needs beside the installed units: quick watchdogs, and failpoints.
