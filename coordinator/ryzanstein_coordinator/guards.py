@@ -11,7 +11,7 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ryzanstein.join_calls import join_refusal, metadata_value
+from ryzanstein.join_calls import bound_to_message, join_refusal, metadata_value
 from ryzanstein.join_proof import ProofVerifier
 from ryzanstein.wire import StatusError, refused_handler
 
@@ -63,7 +63,11 @@ class GrpcGuard(grpc.aio.ServerInterceptor):
     ) -> Any:
         refusal = self._refusal(handler_call_details)
         if refusal is None:
-            return await continuation(handler_call_details)
+            handler = await continuation(handler_call_details)
+            proven = (
+                self._members is not None and access_to_method(handler_call_details.method) is Access.MEMBER
+            )
+            return bound_to_message(handler, handler_call_details) if proven else handler
         self._refusals.refused(handler_call_details.method, refusal.message)
         return refused_handler(refusal)
 

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import grpc
 
-from .join_proof import PROOF_KEY, JoinTokens, ProofVerifier, Role
+from .join_proof import PROOF_KEY, JoinTokens, ProofVerifier, Role, digest_of, message_digest
 from .secret_files import WatchedFiles
 from .tls import TlsFiles
-from .wire import CHANNEL_OPTIONS, StatusError, refused_handler
+from .wire import CHANNEL_OPTIONS, StatusError, abort_with, refused_handler
 
 
 class Dialer:
@@ -66,34 +66,45 @@ class _ProvingChannel:
         self._role = role
         self._tokens = tokens
 
-    def unary_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
-        return self._proved(method, self._channel.unary_unary(method, *arguments, **options))
-
-    def unary_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
-        return self._proved(method, self._channel.unary_stream(method, *arguments, **options))
-
-    def stream_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
-        return self._proved(method, self._channel.stream_unary(method, *arguments, **options))
+    def unary_unary(
+        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **options: Any
+    ) -> Any:
+        # The bytes that are proven are those that are sent.
+        call = self._channel.unary_unary(method, None, response_deserializer, **options)
+        return _ProvedUnary(call, request_serializer or bytes, lambda sent: self._proof(method, sent))
 
     def stream_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
-        return self._proved(method, self._channel.stream_stream(method, *arguments, **options))
+        call = self._channel.stream_stream(method, *arguments, **options)
 
-    def _proved(self, method: str, call: Any) -> _ProvedMethod:
-        return _ProvedMethod(call, lambda: ((PROOF_KEY, self._tokens.prove(self._role, method)),))
+        def proved(*requests: Any, **call_options: Any) -> Any:
+            return call(*requests, metadata=self._proof(method, None), **call_options)
+
+        return proved
+
+    def _proof(self, method: str, sent: bytes | None) -> tuple[tuple[str, str], ...]:
+        return ((PROOF_KEY, self._tokens.prove(self._role, method, sent)),)
 
 
-class _ProvedMethod:
+class _ProvedUnary:
     """One method of a stub."""
 
-    def __init__(self, call: Any, proof: Callable[[], tuple[tuple[str, str], ...]]) -> None:
+    def __init__(
+        self,
+        call: Any,
+        serialize: Callable[[Any], bytes],
+        proof: Callable[[bytes], tuple[tuple[str, str], ...]],
+    ) -> None:
         self._call = call
+        self._serialize = serialize
         self._proof = proof
 
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return self._call(*arguments, metadata=self._proof(), **options)
+    def __call__(self, request: Any, **options: Any) -> Any:
+        data = self._serialize(request)
+        return self._call(data, metadata=self._proof(data), **options)
 
-    def future(self, *arguments: Any, **options: Any) -> Any:
-        return self._call.future(*arguments, metadata=self._proof(), **options)
+    def future(self, request: Any, **options: Any) -> Any:
+        data = self._serialize(request)
+        return self._call.future(data, metadata=self._proof(data), **options)
 
 
 class JoinGuard(grpc.aio.ServerInterceptor):
@@ -108,13 +119,41 @@ class JoinGuard(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         refusal = join_refusal(self._verifier, handler_call_details)
-        return refused_handler(refusal) if refusal else await continuation(handler_call_details)
+        if refusal is not None:
+            return refused_handler(refusal)
+        return bound_to_message(await continuation(handler_call_details), handler_call_details)
 
 
 def join_refusal(verifier: ProofVerifier, call: grpc.HandlerCallDetails) -> StatusError | None:
     """UNAUTHENTICATED for a call without a good proof."""
     reason = verifier.refusal(call.method, metadata_value(call, PROOF_KEY))
     return StatusError(grpc.StatusCode.UNAUTHENTICATED, reason) if reason else None
+
+
+def bound_to_message(handler: Any, call: grpc.HandlerCallDetails) -> Any:
+    """The handler of a call with a good proof, which refuses another message than the one that was proven.
+
+    The messages of a stream are not covered: only whether it may be opened is.
+    """
+    if handler is None or handler.unary_unary is None:
+        return handler
+    expected = message_digest(metadata_value(call, PROOF_KEY))
+    deserialize = handler.request_deserializer or bytes
+
+    async def answer(request: Any, context: Any) -> Any:
+        if isinstance(request, _ChangedMessage):
+            reason = f"the message to {call.method} is not the one that its proof of the join token is for"
+            await abort_with(context, StatusError(grpc.StatusCode.UNAUTHENTICATED, reason))
+        return await handler.unary_unary(request, context)
+
+    def check(data: bytes) -> Any:
+        return deserialize(data) if digest_of(data) == expected else _ChangedMessage()
+
+    return grpc.unary_unary_rpc_method_handler(answer, check, handler.response_serializer)
+
+
+class _ChangedMessage:
+    """In the place of a request that somebody changed on its way."""
 
 
 def metadata_value(call: grpc.HandlerCallDetails, key: str) -> str | None:

@@ -1,11 +1,11 @@
 """The join token: what a coordinator and its shard workers know, and nobody else.
 
 It never crosses the wire. Every call between them carries a proof in its metadata that the caller knows it: an HMAC
-(RFC 2104, SHA-256) over who calls, which method, when, and a number used once. So a stranger who listens where a
-coordinator should (its port was free for a moment) gets nothing that opens anything: a proof is for one method, in one
-direction, once, and for a few minutes.
+(RFC 2104, SHA-256) over who calls, which method, when, a number used once, and the message. So a stranger who listens
+where a coordinator should (its port was free for a moment) gets nothing that opens anything: a proof is for one message
+to one method, in one direction, once, and for a few minutes.
 
-    v1.<seconds since 1970>.<16 random bytes, hex>.<HMAC, hex>
+    v1.<seconds since 1970>.<16 random bytes, hex>.<SHA-256 of the message, hex; "-" for a stream>.<HMAC, hex>
 
 A token file has one token per line. The first one is what this program proves with, all are accepted: a token is
 replaced without a break by adding the new one behind the old on all sides, then moving it to the front, then removing
@@ -38,7 +38,10 @@ SHORTEST_TOKEN = 16
 #: How far the clocks of two hosts may be apart, and how long a proof is good.
 WINDOW_S = 300.0
 
-_PROOF = re.compile(r"v1\.(\d{1,12})\.([0-9a-f]{32})\.([0-9a-f]{64})")
+#: In the place of a message's hash, for the calls that send a stream of them.
+STREAM = "-"
+
+_PROOF = re.compile(r"v1\.(\d{1,12})\.([0-9a-f]{32})\.(-|[0-9a-f]{64})\.([0-9a-f]{64})")
 
 
 class Role(Enum):
@@ -63,16 +66,20 @@ class JoinTokens:
         """Reads again when the file changes. Raises SecretFileError."""
         return cls(Watched(lambda: read_tokens(path), (path,)).get)
 
-    def prove(self, role: Role, method: str) -> str:
-        """That this program knows the token, for one call of `method` ("/package.Service/Method")."""
-        seconds, nonce = str(int(self._clock())), secrets.token_hex(16)
-        return f"v1.{seconds}.{nonce}.{_mac(self._read()[0], role, method, seconds, nonce)}"
+    def prove(self, role: Role, method: str, message: bytes | None = None) -> str:
+        """That this program knows the token, for one call of `method` ("/package.Service/Method").
 
-    def know(self, role: Role, method: str, seconds: str, nonce: str, mac: str) -> bool:
+        `message`: the bytes that are sent; None: a stream.
+        """
+        digest = STREAM if message is None else digest_of(message)
+        covered = (str(int(self._clock())), secrets.token_hex(16), digest)
+        return ".".join(("v1", *covered, _mac(self._read()[0], role, method, covered)))
+
+    def know(self, role: Role, method: str, covered: tuple[str, ...], mac: str) -> bool:
         """Whether the MAC was made with one of the tokens. Takes the same time whichever it is."""
         known = False
         for token in self._read():
-            known |= hmac.compare_digest(_mac(token, role, method, seconds, nonce), mac)
+            known |= hmac.compare_digest(_mac(token, role, method, covered), mac)
         return known
 
 
@@ -98,11 +105,11 @@ class ProofVerifier:
         self._forget_at: deque[tuple[float, str]] = deque()
 
     def refusal(self, method: str, proof: str | None) -> str:
-        """Why this call is none of the cluster's; empty: it is."""
+        """Why this call is none of the cluster's; empty: it is, if its message has the hash of `message_digest`."""
         if proof is None:
             return f"only members of this cluster may call {method}: give the cluster's token with {FLAG}"
         parts = _PROOF.fullmatch(proof)
-        if parts is None or not self._tokens.know(self._role, method, *parts.groups()):
+        if parts is None or not self._tokens.know(self._role, method, parts.groups()[:3], parts[4]):
             return f"the join token is not this cluster's: give the same one with {FLAG} on both sides"
         # From here on the caller is known to have the token, and may be told more.
         now_s = self._clock()
@@ -127,6 +134,17 @@ class ProofVerifier:
         return len(self._used)
 
 
+def message_digest(proof: str | None) -> str:
+    """The hash that the call's message must have, or STREAM; empty if it is no proof."""
+    parts = _PROOF.fullmatch(proof or "")
+    return parts[3] if parts else ""
+
+
+def digest_of(message: bytes) -> str:
+    """As proofs have it."""
+    return hashlib.sha256(message).hexdigest()
+
+
 def read_tokens(path: Path) -> tuple[bytes, ...]:
     """The tokens of a file. Raises SecretFileError."""
     lines = secret_lines(read_secret(path, FLAG), path, FLAG)
@@ -146,7 +164,7 @@ def new_token() -> bytes:
     return f"{secrets.token_hex(32)}\n".encode()
 
 
-def _mac(token: bytes, role: Role, method: str, seconds: str, nonce: str) -> str:
+def _mac(token: bytes, role: Role, method: str, covered: tuple[str, ...]) -> str:
     # No part may hold a line's end: a method's name comes from HTTP/2, which forbids it; the others are checked.
-    text = "\n".join(("ryzanstein join v1", role.value, method, seconds, nonce))
+    text = "\n".join(("ryzanstein join v1", role.value, method, *covered))
     return hmac.new(token, text.encode(), hashlib.sha256).hexdigest()

@@ -262,13 +262,17 @@ def test_a_stranger_can_not_join(scene: Scene) -> None:
 def test_what_was_said_before_can_not_be_said_again(scene: Scene) -> None:
     """A proof that somebody has overheard; the incarnation of a process that is dead."""
     tokens = JoinTokens.from_file(scene.token_file)
-    proof = ((PROOF_KEY, tokens.prove(Role.WORKER, REGISTER)),)
+    old = registration("old", "1")
+    proof = ((PROOF_KEY, tokens.prove(Role.WORKER, REGISTER, old.SerializeToString())),)
     with scene.dialer(Role.WORKER).sync(scene.cluster.grpc, tls=True) as channel:
         stub = cluster_pb2_grpc.ClusterServiceStub(channel)
-        first = status_of(lambda: stub.Register(registration("old", "1"), metadata=proof))
+        first = status_of(lambda: stub.Register(old, metadata=proof))
         assert first[0] == "FAILED_PRECONDITION", "the token is good, the versions are not"
-        again = status_of(lambda: stub.Register(registration("old", "1"), metadata=proof))
+        again = status_of(lambda: stub.Register(old, metadata=proof))
         assert (again[0], "used before" in again[1]) == ("UNAUTHENTICATED", True)
+        passed_on = ((PROOF_KEY, tokens.prove(Role.WORKER, REGISTER, old.SerializeToString())),)
+        changed = status_of(lambda: stub.Register(registration("mine", "1"), metadata=passed_on))
+        assert (changed[0], "is not the one" in changed[1]) == ("UNAUTHENTICATED", True)
         member = cluster_pb2_grpc.ClusterServiceStub(
             scene.dialer(Role.WORKER, scene.token_file).proving(channel)
         )

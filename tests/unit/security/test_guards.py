@@ -132,9 +132,12 @@ async def test_members_prove_the_token_and_strangers_can_not() -> None:
         assert (await call_proving(mirror, method)).startswith("UNAUTHENTICATED"), (
             "a proof of the other direction"
         )
-        proof = ((PROOF_KEY, ours.prove(Role.WORKER, method)),)
-        assert await call(channel, method, proof) == ""
-        assert "used before" in await call(channel, method, proof)
+        proof = ((PROOF_KEY, ours.prove(Role.WORKER, method, b"mine")),)
+        assert await call(channel, method, proof, b"mine") == ""
+        assert "used before" in await call(channel, method, proof, b"mine")
+        for passed_on in (ours.prove(Role.WORKER, method, b"mine"), ours.prove(Role.WORKER, method)):
+            changed = await call(channel, method, ((PROOF_KEY, passed_on),), b"the intruder's")
+            assert changed.startswith("UNAUTHENTICATED: the message to")
 
 
 async def call_proving(channel: Any, method: str) -> str:

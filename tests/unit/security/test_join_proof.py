@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from ryzanstein.join_proof import WINDOW_S, JoinTokens, ProofVerifier, Role, new_token, read_tokens
+from ryzanstein.join_proof import (
+    STREAM,
+    WINDOW_S,
+    JoinTokens,
+    ProofVerifier,
+    Role,
+    digest_of,
+    message_digest,
+    new_token,
+    read_tokens,
+)
 from ryzanstein.secret_files import SecretFileError
 
 METHOD = "/ryzanstein.v1.ClusterService/Register"
@@ -53,6 +63,17 @@ def test_a_proof_counts_once() -> None:
     door, proof = verifier(TOKEN), tokens(TOKEN).prove(Role.WORKER, METHOD)
     assert door.refusal(METHOD, proof) == ""
     assert "used before" in door.refusal(METHOD, proof)
+
+
+def test_a_proof_says_which_message_it_is_for_and_that_can_not_be_changed() -> None:
+    proof = tokens(TOKEN).prove(Role.WORKER, METHOD, b"my address is 10.0.0.1")
+    assert message_digest(proof) == digest_of(b"my address is 10.0.0.1")
+    forged = proof.replace(message_digest(proof), digest_of(b"my address is the intruder's"))
+    for changed in (forged, proof.replace(message_digest(proof), STREAM)):
+        assert "not this cluster's" in verifier(TOKEN).refusal(METHOD, changed)
+    assert verifier(TOKEN).refusal(METHOD, proof) == ""
+    assert message_digest(tokens(TOKEN).prove(Role.WORKER, METHOD)) == STREAM
+    assert message_digest("no proof") == message_digest(None) == ""
 
 
 def test_a_proof_is_for_one_method_and_one_direction() -> None:
