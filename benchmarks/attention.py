@@ -1,11 +1,12 @@
-"""Paged attention on one core, against torch's attention over contiguous keys and values of the same size.
+"""Paged attention on one core: the kernel against another level of instructions and torch's attention.
 
-    python benchmarks/attention.py [--dtype bfloat16] [--seconds 1] [--isa avx512]
+    python -m benchmarks.attention [--dtype bfloat16] [--seconds 1] [--isa amx] [--against avx512]
 
-Decoding is measured cold: every call takes another layer of a pool of 256 MiB, as in a step, where the weights
-pass through the caches between two layers. Times are of the thread on its core, so that another process's turn on
-it doesn't count; a neighbour still costs bandwidth and cache, so the machine should be quiet. The probes of the
-bandwidth before and after say whether it was.
+The three take turns, call by call, so that what else the machine does meets all of them; ratios are medians over the
+turns. Torch's attention reads contiguous keys and values of the same size. Decoding is measured cold: every call takes
+another layer of a pool of 256 MiB, as in a step, where the weights pass through the caches between two layers. Times
+are of the thread on its core, so that another process's turn on it doesn't count; a neighbour still costs bandwidth and
+cache, so the machine should be quiet. The probes of the bandwidth before and after say whether it was.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,7 +29,15 @@ from ryzanstein_shard_worker.native.library import load_library
 from ryzanstein_shard_worker.paged_attention import KVPool, StepLayout, make_attend
 
 COLD_BYTES = 256 << 20
-MODELS = {"medium": (20, 4, 64), "8B": (32, 8, 128), "multi-head": (8, 8, 64)}  # heads, kv heads, head_dim
+MODELS = {"bundled": (8, 4, 32), "medium": (20, 4, 64), "8B": (32, 8, 128)}  # heads, kv heads, head_dim
+WORKS = (  # sequences, rows of each, context
+    (24, 300, 300),
+    (1, 300, 300),
+    (1, 512, 512),
+    (1, 2048, 2048),
+    (8, 1, 512),
+    (8, 1, 4096),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,27 +109,36 @@ def contiguous(work: Work) -> Callable[[int, Tensor], Tensor]:
     return attend
 
 
-def seconds_per_layer(attend: Callable[[int], object], layers: int, budget_s: float) -> float:
-    """Median of the thread's time per call over `budget_s`, one layer after the other."""
-    times: list[float] = []
+def take_turns(attends: list[Callable[[int], object]], layers: int, budget_s: float) -> list[list[float]]:
+    """The thread's seconds per call of each, over `budget_s`, one layer after the other."""
+    times: list[list[float]] = [[] for _ in attends]
     end = time.monotonic() + budget_s
     for layer in itertools.cycle(range(layers)):
-        started_at = time.thread_time()
-        attend(layer)
-        times.append(time.thread_time() - started_at)
-        if time.monotonic() > end and len(times) > 5:
-            break
-    return statistics.median(times[1:])
+        for attend, taken in zip(attends, times, strict=True):
+            started_at = time.thread_time()
+            attend(layer)
+            taken.append(time.thread_time() - started_at)
+        if time.monotonic() > end and len(times[0]) > 5:
+            return [taken[1:] for taken in times]
+    raise AssertionError("cycles don't end")
 
 
-def measure(work: Work, kernel: NativeAttention | None, budget_s: float) -> tuple[float, float]:
-    """Seconds per layer of ours and of torch's."""
+def measure(work: Work, kernels: list[NativeAttention], budget_s: float) -> list[list[float]]:
+    """Seconds per layer, turn by turn, of each kernel and of torch's attention."""
     q, k, v = work.inputs()
-    ours, dense = paged(work, kernel), contiguous(work)
-    return (
-        seconds_per_layer(lambda layer: ours(layer, q, k, v), work.layers, budget_s),
-        seconds_per_layer(lambda layer: dense(layer, q), work.layers, budget_s),
-    )
+    dense = contiguous(work)
+    attends: list[Callable[[int], object]] = [lambda layer: dense(layer, q)]
+    for kernel in reversed(kernels):
+        attends.insert(0, partial(_attend, paged(work, kernel), q, k, v))
+    return take_turns(attends, work.layers, budget_s)
+
+
+def _attend(attend: Attend, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+    return attend(layer, q, k, v)
+
+
+def ratio(slower: list[float], faster: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
 
 
 def bandwidth() -> float:
@@ -139,31 +158,40 @@ def main() -> None:
     )
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
     parser.add_argument("--seconds", type=float, default=1.0, help="per figure")
-    parser.add_argument("--isa", choices=[isa.name.lower() for isa in Isa], help="default: this CPU's best")
+    levels = [isa.name.lower() for isa in Isa]
+    parser.add_argument("--isa", choices=levels, help="default: this CPU's best")
+    parser.add_argument(
+        "--against", choices=levels, default="avx512", help="another level, or the highest below"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     library = load_library()
     if library is None:
         parser.error("the native library was not built: run python shard_worker/build_native.py")
     kernel = NativeAttention(library, Isa[arguments.isa.upper()] if arguments.isa else None)
+    other = NativeAttention(library, min(Isa[arguments.against.upper()], kernel.highest))
     dtype: torch.dtype = getattr(torch, arguments.dtype)
 
+    print(f"{arguments.dtype}, one core; memory read in a row {bandwidth() / 1e9:.1f} GB/s")
     print(
-        f"{arguments.dtype}, {kernel.isa.name.lower()}, one core; memory read in a row {bandwidth() / 1e9:.1f} GB/s"
+        f"{'model':10}{'work':24}{'level':>12}{'us':>10}{other.isa.name.lower() + ' us':>12}{'torch us':>10}"
+        f"{'ratios':>14}   ours"
     )
-    print(f"{'model':12}{'work':26}{'ours us':>10}{'torch us':>10}{'ratio':>7}   ours")
-    for model, (heads, kv_heads, head_dim) in MODELS.items():
-        for sequences, rows, context in ((1, 1, 256), (1, 1, 2048), (8, 1, 256), (8, 1, 1024), (1, 512, 512)):
-            work = Work(heads, kv_heads, head_dim, sequences, rows, context, dtype)
-            ours, torchs = measure(work, kernel, arguments.seconds)
-            name = f"prefill of {rows}" if rows > 1 else f"decode {sequences} x {context} tokens"
-            rate = f"{work.flops / ours / 1e9:.0f} GFLOP/s"
-            if rows == 1:
-                rate = f"{work.page_bytes / ours / 1e9:.1f} GB/s of pages, {rate}"
-            print(
-                f"{model:12}{name:26}{ours * 1e6:10.0f}{torchs * 1e6:10.0f}{torchs / ours:7.2f}   {rate}",
-                flush=True,
-            )
+    for (model, shape), (sequences, rows, context) in itertools.product(MODELS.items(), WORKS):
+        work = Work(*shape, sequences, rows, context, dtype)
+        ours, others, torchs = measure(work, [kernel, other], arguments.seconds)
+        seconds = statistics.median(ours)
+        many = f"{sequences} x " if sequences > 1 else ""
+        name = f"prefill {many}{rows}" if rows > 1 else f"decode {many}{context} tokens"
+        rate = f"{work.flops / seconds / 1e9:.0f} GFLOP/s"
+        if rows == 1:
+            rate = f"{work.page_bytes / seconds / 1e9:.1f} GB/s of pages, {rate}"
+        print(
+            f"{model:10}{name:24}{kernel.level(dtype, work.head_dim).name.lower():>12}{seconds * 1e6:10.0f}"
+            f"{statistics.median(others) * 1e6:12.0f}{statistics.median(torchs) * 1e6:10.0f}"
+            f"{ratio(others, ours):7.2f}{ratio(torchs, ours):7.2f}   {rate}",
+            flush=True,
+        )
     print(f"memory read in a row {bandwidth() / 1e9:.1f} GB/s")
 
 

@@ -83,7 +83,7 @@ TARGET static int write_rows(const struct rz_attention *call, const struct tile 
 {
     int group = call->heads / call->kv_heads, head_dim = tile->head_dim;
     int token = call->query_start[sequence] + row_begin / group, head = row_begin % group;
-    unsigned special = 0;
+    __m512 zero = _mm512_setzero_ps(), nothing = zero; /* `nothing` stays 0 unless a sum is NaN or infinite */
     for (int r = 0; r < tile->rows; r++) {
         int64_t at = token * (int64_t)call->heads + kv_head * group + head;
         uint16_t *out = (uint16_t *)call->out + at * head_dim;
@@ -91,8 +91,8 @@ TARGET static int write_rows(const struct rz_attention *call, const struct tile 
         __m512 inverse = _mm512_set1_ps(1 / _mm512_reduce_add_ps(tile->denominator[r]));
         for (int i = 0; i < head_dim; i += 16) {
             __m512 sum = _mm512_load_ps(output + i);
-            special |= _mm512_fpclass_ps_mask(sum, 0x99); /* NaN and infinities */
-            sum = _mm512_fmadd_ps(sum, inverse, _mm512_setzero_ps()); /* -0 becomes +0 */
+            nothing = _mm512_fmadd_ps(sum, zero, nothing);
+            sum = _mm512_fmadd_ps(sum, inverse, zero); /* -0 becomes +0 */
             _mm256_storeu_si256((__m256i *)(out + i), (__m256i)_mm512_cvtneps_pbh(sum));
         }
         if (++head == group) {
@@ -100,5 +100,5 @@ TARGET static int write_rows(const struct rz_attention *call, const struct tile 
             token++;
         }
     }
-    return special == 0;
+    return _mm512_cmp_ps_mask(nothing, zero, _CMP_EQ_OQ) == 0xffff;
 }
