@@ -40,6 +40,19 @@ class Engine:
     last_plan: shard_worker_pb2.StepPlan = field(default_factory=shard_worker_pb2.StepPlan)
     _prefixes: dict[int, list[int]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """What a block held before it was handed out again is gone: it might be just what its new owner computes."""
+        allocate = self.scheduler.allocator.allocate
+
+        def emptied(count: int) -> list[int]:
+            blocks = allocate(count)
+            for block in blocks:
+                for token in range(BLOCK):
+                    self.pages.pop((block, token), None)
+            return blocks
+
+        setattr(self.scheduler.allocator, "allocate", emptied)  # noqa: B010 - a method, for type checkers
+
     def step(
         self,
         arrivals: SequenceOf[shard_worker_pb2.SubmitSequence] = (),
