@@ -164,6 +164,7 @@ class FakeWorker(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
         #: Drain is answered so long after the heartbeat stream has ended.
         self.answers_drain_late_s = 0.0
         self.fault: cluster_pb2.Fault | None = None
+        self.health: cluster_pb2.DeviceHealth | None = None
         self.refused = ""
         self._silent = False
         self._beats = asyncio.Event()
@@ -231,6 +232,8 @@ class FakeWorker(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
                     fault=self.fault,
                     memory=cluster_pb2.MemoryUse(weights_bytes=5 * MIB, used_bytes=300 * MIB),
                     last_collective=cluster_pb2.LastCollective(name="all_reduce", sequence=sequence),
+                    communication_seconds={"all_reduce": 0.002 * sequence} if self.inside else {},
+                    device_health=self.health,
                 )
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval_s):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from fastapi import FastAPI
 from google.protobuf.descriptor import Descriptor
 from prometheus_client.parser import text_string_to_metric_families
 
-from ryzanstein.v1 import operations_pb2
+from ryzanstein.v1 import cluster_pb2, operations_pb2
 from ryzanstein_coordinator.cluster_metrics import ClusterCollector
 from ryzanstein_coordinator.http_operations import operations_routes
 from ryzanstein_coordinator.http_server import HttpServer, bind
@@ -145,6 +146,84 @@ async def test_metrics_follow_the_cluster(tmp_path: Path) -> None:
         assert samples["memory_bytes", "weights", "w0"] == 5 * 1024**2
         assert samples["communication_ratio", "0"] == 0.25
         assert 0 <= samples["heartbeat_age_seconds", "w0"] < 5
+
+
+async def test_what_a_gpu_tells_of_itself_is_shown_and_measured(tmp_path: Path) -> None:
+    async with running_cluster(configuration(spares=0), tmp_path) as cluster, pages(cluster) as client:
+        await cluster.start("w0", "w1")
+        cluster.workers["w1"].health = cluster_pb2.DeviceHealth(
+            utilization_ratio=0.87, temperature_celsius=61.0, ecc_errors=2
+        )
+        await cluster.until_serving()
+        await cluster.until(lambda: cluster.orchestrator.state.telemetry["w1"].ecc_errors == 2)
+        told = {
+            worker["id"]: worker["device_health"]
+            for worker in (await client.get("/cluster")).json()["workers"]
+        }
+        assert told["w0"]["temperature_celsius"] is None
+        assert told["w1"] == {
+            "failure": "", "utilization_ratio": 0.87, "temperature_celsius": 61.0, "ecc_errors": 2
+        }  # fmt: skip
+        text = (await client.get("/metrics")).text
+        for line in (
+            'ryzanstein_gpu_utilization_ratio{worker="w1"} 0.87',
+            'ryzanstein_gpu_temperature_celsius{worker="w1"} 61.0',
+            'ryzanstein_gpu_ecc_errors_total{worker="w1"} 2.0',
+            "ryzanstein_ready 1.0",
+        ):
+            assert line in text
+        assert 'ryzanstein_gpu_utilization_ratio{worker="w0"}' not in text
+        assert re.search(
+            r'ryzanstein_communication_seconds_total\{operation="all_reduce",rank="1"\} 0\.\d', text
+        )
+
+
+async def test_between_snapshots_a_pulse_brings_the_ages_of_the_heartbeats(tmp_path: Path) -> None:
+    async with running_cluster(configuration(spares=0), tmp_path) as cluster, pages(cluster) as client:
+        await cluster.start("w0", "w1")
+        await cluster.until_serving()
+        async with client.stream("GET", "/cluster/events?pulse=0.1") as stream:
+            events = [line async for line in first_lines(stream.aiter_lines(), 12) if line]
+        kinds = [
+            "pulse" if line == "event: pulse" else "whole" for line in events if line[:3] in ("eve", "id:")
+        ]
+        assert kinds[0] == "whole"
+        assert "pulse" in kinds
+        pulses = [json.loads(line[6:]) for line in events if line.startswith('data: {"heartbeat_age_s"')]
+        assert all(set(pulse["heartbeat_age_s"]) == {"w0", "w1"} for pulse in pulses)
+        assert (
+            await client.get("/cluster/events?pulse=0")
+        ).status_code == 422  # the application makes it 400
+
+
+async def first_lines(lines: AsyncIterator[str], count: int) -> AsyncIterator[str]:
+    """So many lines of a stream that has no end."""
+    async for line in lines:
+        yield line
+        count -= 1
+        if not count:
+            return
+
+
+async def test_the_history_tells_what_ended_an_epoch_and_the_activity_what_came_of_it(tmp_path: Path) -> None:
+    async with running_cluster(configuration(), tmp_path) as cluster, pages(cluster) as client:
+        await cluster.start("w0", "w1", "w2")
+        epoch = await cluster.until_serving()
+        await cluster.workers["w1"].die()
+        await cluster.until(lambda: cluster.orchestrator.state.groups[0].epoch > epoch)
+        await cluster.until_serving()
+        page = (await client.get("/cluster")).json()
+        newest, first = page["history"]
+        assert (first["epoch"], first["recovery"], first["members"]) == (epoch, None, ["w0", "w1"])
+        assert newest["recovery"]["culprit"]["worker_id"] == "w1"
+        assert (
+            first["began_unix_s"] <= first["served_unix_s"] <= first["ended_unix_s"] <= newest["began_unix_s"]
+        )
+        assert newest["ended_unix_s"] is None
+        assert page["readiness"]["ready"]
+        assert page["traffic"]["window_s"] == 5
+        activity = (await client.get("/cluster/activity?seconds=30")).json()
+        assert all(set(point) <= set(page["traffic"]) for point in activity["points"])
 
 
 def field_names(message: Descriptor) -> set[str]:
