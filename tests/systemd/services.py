@@ -63,6 +63,13 @@ class Services:
         self.traffic.wait_for_flow()
         assert not self.traffic.failures, self.traffic.failures
 
+    def pause(self) -> None:
+        """Until no stream runs; fails with what the services said."""
+        try:
+            self.traffic.pause()
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.cluster()} {self.machine.journal()[-6000:]}") from None
+
     def unit_of(self, *, rank: int | None) -> str:
         """The worker's unit that has this rank; None: the standby's."""
         worker = next(w for w in self.cluster()["workers"] if w["rank"] == rank)

@@ -118,7 +118,7 @@ def test_a_rolling_restart_under_load_loses_nothing(services: Services) -> None:
 def test_stopping_everything_lets_a_running_stream_end(services: Services) -> None:
     """The last one: nothing runs behind it but the removal."""
     machine = services.machine
-    services.traffic.pause()
+    services.pause()
     with services.client() as client:
         expected = client.generate([7, 8, 9], max_tokens=400, temperature=0, ignore_eos=True).token_ids
         tokens: list[int] = []
