@@ -44,6 +44,7 @@ class EpochChange:
             fencing=frozenset(m.worker_id for m in here) if joined else frozenset(),
             fence_deadline_s=draft.now_s + self._config.fence_timeout_s,
             answered=frozenset(),
+            lacks_reader=False,
             serving_since_s=None,
             vacant_since_s=draft.now_s if group.vacant_since_s is None else group.vacant_since_s,
         )

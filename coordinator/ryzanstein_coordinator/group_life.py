@@ -219,7 +219,7 @@ class GroupLife:
             self._epochs.begin(draft, group.group_id, f"{reason}: begins anew with {', '.join(new)}")
         else:
             reason = "no worker can read the checkpoint: give one of them --model-dir"
-            draft.set_group(group.group_id, reason=reason)
+            draft.set_group(group.group_id, reason=reason, lacks_reader=True)
 
     def _forming(self, draft: Draft, group: GroupRecord) -> None:
         if group.answered != {member.worker_id for member in group.members}:

@@ -179,6 +179,8 @@ class GroupRecord:
     fence_deadline_s: float = 0.0
     #: Ids of members that have answered in this phase: loaded while LOADING, joined while FORMING.
     answered: frozenset[str] = frozenset()
+    #: While LOADING: all have answered, and their weights can't be had; another worker is waited for.
+    lacks_reader: bool = False
     #: Of `size` ranks.
     limits: EngineBounds | None = None
     #: By size: the bounds with which it has served.
@@ -235,6 +237,8 @@ class GroupRecord:
     def state(self) -> GroupState:
         if self.phase is Phase.SERVING:
             return GroupState.DEGRADED if self.is_short else GroupState.SERVING
+        if self.lacks_reader and self.phase is Phase.LOADING:
+            return GroupState.WAITING
         if self.recovering and not self.replacement_overdue:
             return GroupState.RECOVERING
         return {
