@@ -79,6 +79,8 @@ class Refusal:
     reason: str
     #: Asking again would not help.
     hopeless: bool = False
+    #: Sooner it would not either.
+    not_within_s: float = 0.0
 
 
 def admit(load: Load, limits: AdmissionLimits, new: Amount) -> Refusal | None:
@@ -158,7 +160,8 @@ def can_be_met(timeout_s: float, least_tokens: int, forecast: Forecast) -> Refus
     wait_s = forecast.tokens_ahead * pace.token_s / forecast.capacity
     if (wait_s + own_s) / _DOUBT > timeout_s:
         return Refusal(
-            f"about {wait_s:.3g} s of other requests' tokens go before it; it can't be done within {timeout_s:.3g} s"
+            f"about {wait_s:.3g} s of other requests' tokens go before it; it can't be done within {timeout_s:.3g} s",
+            not_within_s=min(_LONGEST_RETRY_S, (wait_s + own_s) / _DOUBT - timeout_s),
         )
     return None
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .requests import RequestRecord
+from .sampling_params import least_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +54,14 @@ def tokens_ahead(
 ) -> float:
     """Output tokens, at least, that are generated before it is the turn of a new request: those of streams that had
     begun and of higher priorities, those of its owner's other requests, and as many of every other owner, because
-    turns go round. `output_tokens`: of a request, on average; while that is not known nothing is."""
+    turns go round. `output_tokens`: of a request that may stop, on average; while that is not known nothing is."""
     if output_tokens is None:
         return 0.0
     first = own = 0.0
     others: defaultdict[str, float] = defaultdict(float)
     for record in waiting:
-        expected = min(record.spec.sampling.max_tokens, output_tokens)
+        sampling = record.spec.sampling
+        expected = max(least_tokens(sampling), min(sampling.max_tokens, output_tokens))
         if len(record.output) or record.spec.priority > priority:
             first += max(0.0, expected - len(record.output))
         elif record.spec.priority == priority:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from ryzanstein.v1.sampling_pb2 import SamplingParams
 from ryzanstein.wire import StatusError, resource_exhausted, unavailable
 
-from .admission import AdmissionLimits, Amount, Load, RetryTimes, admit, can_be_met
+from .admission import AdmissionLimits, Amount, Load, Refusal, RetryTimes, admit, can_be_met
 from .errors import deadline_exceeded
 from .intake import GenerateCall
 from .prompts import TokenPrompt
 from .request_store import RequestStore, Reservation
 from .requests import Clock, RequestKey, RequestRecord
 from .router import Router
+from .sampling_params import least_tokens
 
 
 class Entrance:
@@ -46,12 +47,10 @@ class Entrance:
         self.check(call.owner, amount)
         if timeout_s is not None:
             refusal = can_be_met(
-                timeout_s, _least_tokens(sampling), self._router.forecast(call.owner, call.priority)
+                timeout_s, least_tokens(sampling), self._router.forecast(call.owner, call.priority)
             )
             if refusal is not None:
-                raise (
-                    deadline_exceeded(refusal.reason) if refusal.hopeless else self._come_back(refusal.reason)
-                )
+                raise self._status_of(refusal)
         return self._store.reserve(key, amount)
 
     def was_read(self, reservation: Reservation, record: RequestRecord, asked: SamplingParams) -> None:
@@ -81,7 +80,7 @@ class Entrance:
         )
         refusal = admit(load, self._limits, new)
         if refusal is not None:
-            raise self._come_back(refusal.reason)
+            raise self._status_of(refusal)
 
     def _expected_tokens(self, sampling: SamplingParams) -> int:
         """Of the output. A request that names no bound is taken for an average one; for none while that is unknown."""
@@ -89,15 +88,11 @@ class Entrance:
             return sampling.max_tokens
         return round(self._router.groups.rates.output_tokens or 0.0)
 
-    def _come_back(self, reason: str) -> StatusError:
+    def _status_of(self, refusal: Refusal) -> StatusError:
+        if refusal.hopeless:
+            return deadline_exceeded(refusal.reason)
         now, groups = self._clock(), self._router.groups
         request_s = groups.rates.request_s(now)
         endings_per_s = groups.capacity / request_s if request_s else None
-        retry_after_s = self._retry_times.refused(now, endings_per_s)
-        return resource_exhausted(reason, retry_after_s=retry_after_s)
-
-
-def _least_tokens(sampling: SamplingParams) -> int:
-    """Of the output, unless the request fails."""
-    may_stop = not sampling.ignore_eos or sampling.stop or sampling.stop_token_ids
-    return 1 if may_stop else max(1, sampling.max_tokens)
+        retry_after_s = max(refusal.not_within_s, self._retry_times.refused(now, endings_per_s))
+        return resource_exhausted(refusal.reason, retry_after_s=retry_after_s)

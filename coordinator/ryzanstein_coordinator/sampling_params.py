@@ -69,6 +69,12 @@ def resolve_sampling(
     return resolved
 
 
+def least_tokens(sampling: SamplingParams) -> int:
+    """Of an output, unless its request fails. What is asked for may be resolved or not."""
+    may_stop = not sampling.ignore_eos or sampling.stop or sampling.stop_token_ids
+    return 1 if may_stop else max(1, sampling.max_tokens)
+
+
 def check_sampling(asked: SamplingParams, *, max_model_len: int, vocab_size: int) -> None:
     """All checks that need no prompt, so that a wrong request is refused before its prompt is tokenised."""
     resolve_sampling(

@@ -153,7 +153,8 @@ class Checks:
 
     def fault_ends(self, worker: Worker) -> None:
         spans = self._faulty.get(worker.incarnation)
-        if _hurt(worker):
+        if _hurt(worker):  # by another fault, which has a bound of its own
+            self._hurt_since_s[worker.incarnation] = self._world.now_s
             return
         self._hurt_since_s.pop(worker.incarnation, None)
         if spans:

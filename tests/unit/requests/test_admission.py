@@ -139,6 +139,7 @@ def test_a_deadline_that_what_waits_takes_longer_than_is_refused_at_once() -> No
     assert refusal is not None
     assert refusal.reason == "about 10 s of other requests' tokens go before it; it can't be done within 1 s"
     assert not refusal.hopeless
+    assert refusal.not_within_s == 10 / 2 - 1
     assert can_be_met(10.0, 1, forecast(tokens_ahead=5000.0)) is None
     assert can_be_met(6.0, 1, forecast(tokens_ahead=5000.0)) is None  # what was measured may be wrong by half
 

@@ -226,3 +226,5 @@ def test_before_a_new_request_go_streams_that_had_begun_higher_priorities_and_ro
     assert tokens_ahead(waiting, "nobody", 0, 10.0) == (10 - 4) + 10
     assert tokens_ahead(waiting, "nobody", 2, 10.0) == 10 - 4
     assert tokens_ahead(waiting, "me", 0, None) == 0.0
+    waiting[2].spec.sampling.ignore_eos = True  # it can't stop before its 100 tokens
+    assert tokens_ahead(waiting, "me", 0, 10.0) == (10 - 4) + 10 + 110 + 110 + 3
