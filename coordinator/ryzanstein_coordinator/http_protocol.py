@@ -7,6 +7,7 @@ byte now and then (slowloris) would hold all connections.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import h11
@@ -21,6 +22,11 @@ BODY_TIMEOUT_S = 30.0
 #: Of all clients together. Those beyond are closed at once: what is there goes on.
 MAX_CONNECTIONS = 2048
 
+#: uvicorn has a warning for each request that is none, and two for each that wants another protocol: strangers would
+#: fill the disk. Defects of ours are errors.
+_defects = logging.getLogger("ryzanstein.http")
+_defects.setLevel(logging.ERROR)
+
 #: Of the request line and all headers together.
 MAX_HEAD_BYTES = 16 * 1024
 
@@ -34,6 +40,7 @@ class PatientProtocol(H11Protocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.logger = _defects
         self._waiting_for: object = None
         self._deadline: asyncio.TimerHandle | None = None
 

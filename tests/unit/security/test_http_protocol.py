@@ -118,6 +118,24 @@ async def test_a_head_that_is_too_long_is_refused() -> None:
         await close(writer)
 
 
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        b"\x16\x03\x01 garbage\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nbad header\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade, close\r\nupgrade: h2c\r\n\r\n",
+    ],
+)
+async def test_strangers_do_not_fill_the_log(request_head: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async with server() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_head)
+        assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 4")
+        await close(writer)
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+
 async def test_connections_beyond_the_bound_are_closed_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
