@@ -16,7 +16,7 @@ from .events import Event
 from .group_record import EngineBounds, Member
 from .served_model import ServedModel
 from .worker_record import WorkerRecord
-from .workers import CallError, WorkerConnection, Workers
+from .workers import CallError, Workers
 
 _BACKENDS = {
     "shared_memory": shard_worker_pb2.BACKEND_SHARED_MEMORY,
@@ -171,10 +171,13 @@ class WorkerCalls:
 
     async def _drain(self, action: actions.DrainProcess) -> None:
         connection = self._workers.of(action.worker_id, action.incarnation)
-        if connection is not None:
-            await _quietly(
-                connection, shard_worker_pb2.DrainRequest(epoch=action.epoch, reason=action.reason)
-            )
+        if connection is None:
+            return
+        request = shard_worker_pb2.DrainRequest(epoch=action.epoch, reason=action.reason)
+        try:
+            await connection.drain(request)
+        except CallError:
+            self._emit(events.DrainFailed(action.worker_id, action.incarnation))
 
     def _spec(self, max_model_len: int) -> shard_worker_pb2.ModelSpec:
         return shard_worker_pb2.ModelSpec(
@@ -220,11 +223,3 @@ def _member(member: Member, worker: WorkerRecord) -> shard_worker_pb2.GroupMembe
         loaded=worker.shard is not None and worker.shard.loaded,
         has_files=worker.shard is not None and worker.shard.has_files,
     )
-
-
-async def _quietly(connection: WorkerConnection, request: shard_worker_pb2.DrainRequest) -> None:
-    """A worker that can't be told to end is ending already, or its lease will show that it hangs."""
-    try:
-        await connection.drain(request)
-    except CallError:
-        return

@@ -138,6 +138,8 @@ class ControlPlane:
             case events.DrainWorker():
                 if draft.worker(event.worker_id) is not None:
                     draft.set_worker(event.worker_id, draining=True)
+            case events.DrainFailed():
+                self._workers.drain_failed(draft, event)
             case events.DrainCluster():
                 draft.draining = True
 

@@ -182,6 +182,14 @@ class DrainWorker:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainFailed:
+    """Drain was not answered: the process is ending already, or it was not reached."""
+
+    worker_id: str
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
 class DrainCluster:
     """The coordinator is about to stop: nothing new is admitted, what runs may end."""
 
@@ -206,5 +214,6 @@ Event = (
     | RequestsResumed
     | ResumedGone
     | DrainWorker
+    | DrainFailed
     | DrainCluster
 )

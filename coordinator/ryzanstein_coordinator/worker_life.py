@@ -7,7 +7,7 @@ from dataclasses import replace
 from .actions import AbortWorker, DrainProcess, DropWorker, LoadShard
 from .config import OrchestratorConfig
 from .draft import Draft
-from .events import Beat, Registered, ShardRefused, StreamOpened
+from .events import Beat, DrainFailed, Registered, ShardRefused, StreamOpened
 from .group_record import EngineBounds, Phase
 from .health_monitor import HealthMonitor
 from .memory_plan import DeviceShare
@@ -92,6 +92,12 @@ class WorkerLife:
     def fence_failed(self, draft: Draft, worker: WorkerRecord) -> None:
         draft.set_worker(worker.worker_id, fencing=False, fence_not_before_s=draft.now_s + RETRY_S)
 
+    def drain_failed(self, draft: Draft, event: DrainFailed) -> None:
+        """If the process is ending, its heartbeats end too, before it is told again."""
+        worker = draft.process(event.worker_id, event.incarnation)
+        if worker is not None and worker.leaving:
+            draft.set_worker(worker.worker_id, drain_again_at_s=draft.now_s + UNREACHED_S)
+
     def load_failed(self, draft: Draft, worker: WorkerRecord, refused: ShardRefused, reason: str) -> None:
         """A worker that can't load is not asked again; one that may, or that was not reached, after a pause."""
         failures = worker.load_failures + refused.own_fault
@@ -154,10 +160,10 @@ class WorkerLife:
                     AbortWorker(group, worker.fence_epoch, worker.worker_id, worker.incarnation, reason)
                 )
                 draft.set_worker(worker.worker_id, fencing=True, seen_epoch=worker.fence_epoch)
-            elif worker.draining and worker.group is None and worker.stream and not worker.leaving:
+            elif worker.draining and worker.group is None and worker.stream and _is_to_be_told(draft, worker):
                 epoch = max(draft.announced_epoch, worker.seen_epoch)
                 draft.act(DrainProcess(epoch, worker.worker_id, worker.incarnation, "drained"))
-                draft.set_worker(worker.worker_id, leaving=True)
+                draft.set_worker(worker.worker_id, leaving=True, drain_again_at_s=0.0)
         self._preload(draft)
 
     def _preload(self, draft: Draft) -> None:
@@ -224,6 +230,11 @@ def _load(
     epoch = max(draft.announced_epoch, worker.seen_epoch)
     draft.act(LoadShard(group_id, epoch, worker.worker_id, worker.incarnation, key, limits, beside))
     draft.set_worker(worker.worker_id, loading=key, loading_beside=beside, seen_epoch=epoch)
+
+
+def _is_to_be_told(draft: Draft, worker: WorkerRecord) -> bool:
+    """Whether Drain is to be called: it was not, or that failed a while ago."""
+    return not worker.leaving or 0.0 < worker.drain_again_at_s <= draft.now_s
 
 
 def _fence_reason(draft: Draft, worker: WorkerRecord) -> str:

@@ -103,8 +103,9 @@ class WorkerRecord:
     strikes: int = 0
     suspect: bool = False
     draining: bool = False
-    #: A Drain call was sent.
+    #: A Drain call was sent. Not 0: it failed, and is sent again at this moment if the process is still there.
     leaving: bool = False
+    drain_again_at_s: float = 0.0
     lost_reason: str = ""
     lost_at_s: float = 0.0
     #: It can't serve as it is (other checkpoint, broken device); stays until its process is replaced.

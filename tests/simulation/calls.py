@@ -78,7 +78,13 @@ class WorkerCalls:
         )
 
     def drain(self, action: actions.DrainProcess) -> None:
-        self._call(action.incarnation, lambda w, _answer: w.drain(), lambda _reply: None, 2.0)
+        failed = events.DrainFailed(action.worker_id, action.incarnation)
+        self._call(
+            action.incarnation,
+            lambda w, _answer: w.drain(),
+            lambda reply: None if reply.ok else self._coordinator.happened(failed),
+            2.0,
+        )
 
     def drop(self, action: actions.DropWorker) -> None:
         """Closes the channel: its calls end as cancelled."""

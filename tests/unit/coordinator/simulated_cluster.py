@@ -74,7 +74,7 @@ class SimulatedCluster:
         self.cannot_join: set[str] = set()
         self.failing_loads: dict[str, int] = {}
         self.without_files: set[str] = set()
-        #: Whose LoadShard does not get through.
+        #: To whom LoadShard and Drain do not get through.
         self.unreached: set[str] = set()
         #: Who takes no Execute stream.
         self.deaf: set[str] = set()
@@ -431,6 +431,9 @@ class SimulatedCluster:
 
     def _leave(self, process: Process) -> None:
         """Drain: the process ends."""
+        if process.worker_id in self.unreached:
+            self._reply(process, events.DrainFailed(process.worker_id, process.incarnation))
+            return
         process.alive = False
         ended = events.StreamEnded(process.worker_id, process.incarnation, process.stream, "")
         self._later(0.001, 0.01, lambda: self._send(ended))

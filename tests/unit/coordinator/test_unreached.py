@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ryzanstein_coordinator import actions
+from ryzanstein_coordinator import actions, events
 from ryzanstein_coordinator.state import worker_state
 from ryzanstein_coordinator.worker_record import WorkerState
 
@@ -41,3 +41,17 @@ def test_a_group_that_needs_just_that_worker_serves_as_soon_as_it_is_reached() -
     assert "w1 could not load rank 1: UNAVAILABLE" in cluster.state.groups[0].reason
     cluster.unreached.clear()
     assert cluster.run_until(lambda: cluster.all_serve, 6.0)
+
+
+def test_a_drained_worker_is_told_to_end_until_it_does() -> None:
+    cluster = SimulatedCluster(configuration())
+    cluster.start("w0", "w1", "w2")
+    assert cluster.run_until(lambda: cluster.all_serve, 5.0)
+    cluster.run_for(2.0)
+    cluster.unreached.add("w2")
+    cluster.send(events.DrainWorker("w2"))
+    cluster.run_for(20.0)
+    assert worker_state(cluster.record("w2"), None) is WorkerState.DRAINING
+    assert 8 < sum(isinstance(action, actions.DrainProcess) for _, action in cluster.history) < 12
+    cluster.unreached.clear()
+    assert cluster.run_until(lambda: "w2" not in cluster.state.workers, 3.0)
