@@ -14,6 +14,7 @@ import pytest
 from ryzanstein_client import Client
 
 from .conftest import INFERENCE_KEY, OPERATIONS_KEY, Prometheus, Watched
+from .verdicts import VERDICTS
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
 
@@ -131,6 +132,19 @@ def test_the_page_through_keys_prompts_a_dead_coordinator_and_a_dead_worker(
     lost = ("401", "403", "503", "ERR_CONNECTION", "ERR_INCOMPLETE", "ERR_EMPTY")
     assert [line for line in page.complaints if not any(word in line for word in lost)] == []
     window.close()
+
+
+def test_the_first_line_says_whether_it_serves_and_who_is_to_blame(watched: Watched, browser: Any) -> None:
+    page = Page(browser, watched.cluster.http)
+    ask = """async ([snapshot, state]) => {
+        const { verdict } = await import("/dashboard/verdict.js");
+        return verdict(snapshot, { state, since: new Date() });
+    }"""
+    for case, (snapshot, link, level, title, rest) in VERDICTS.items():
+        said = page.window.evaluate(ask, [snapshot, link])
+        assert (said["level"], said["title"]) == (level, title), case
+        assert rest in f"{said['detail']} {said['blame']}", case
+    page.window.close()
 
 
 def test_it_fits_a_phone_and_the_dark(watched: Watched, browser: Any) -> None:

@@ -102,6 +102,7 @@ function afterwards(recovery, seconds) {
   return `${firstUpper(ago(seconds))}: ${what}. Back after ${back}${resumed}.`;
 }
 
+/** As a sentence begins; names, such as worker-1, stay as they are. */
 function firstUpper(text) {
-  return text ? text[0].toUpperCase() + text.slice(1) : text;
+  return /^[a-z]+( |$)/.test(text) ? text[0].toUpperCase() + text.slice(1) : text;
 }

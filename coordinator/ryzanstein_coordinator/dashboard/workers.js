@@ -7,6 +7,9 @@ import { WORKER_LOOKS } from "./words.js";
 /** Fraction of a lease from which on a silence is worth a colour; the coordinator calls it suspect then. */
 const SUSPECT = 0.6;
 
+/** The reader wants nothing to move. */
+const STILL = matchMedia("(prefers-reduced-motion: reduce)");
+
 const MEMORY = [
   ["weights", "weights"],
   ["kv", "KV cache"],
@@ -116,7 +119,7 @@ class Row {
   }
 
   tick(age) {
-    if (age < this.#shownAge - 0.02 && this.#alive) {
+    if (age < this.#shownAge - 0.02 && this.#alive && !STILL.matches) {
       // A beat has come: the dot starts anew.
       this.#beat.getAnimations().forEach((animation) => animation.cancel());
       this.#beat.animate([{ opacity: 1 }, { opacity: 0.25 }], { duration: 600, easing: "ease-out", fill: "forwards" });
