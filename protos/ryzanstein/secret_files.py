@@ -77,10 +77,15 @@ class WatchedFiles:
     """Tells when one of some files was changed, replaced, or given other rights. Safe from any thread."""
 
     def __init__(
-        self, paths: Sequence[Path], *, every_s: float = LOOK_S, clock: Callable[[], float] = time.monotonic
+        self,
+        paths: Sequence[Path],
+        *,
+        every_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`every_s`: None: LOOK_S."""
         self._paths = tuple(paths)
-        self._every_s = every_s
+        self._every_s = LOOK_S if every_s is None else every_s
         self._clock = clock
         self._lock = threading.Lock()
         self._looked_at_s = clock()
@@ -120,7 +125,7 @@ class Watched(Generic[T]):
         read: Callable[[], T],
         paths: Sequence[Path],
         *,
-        every_s: float = LOOK_S,
+        every_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Reads for the first time; raises what `read` raises (SettingsError and those below it)."""

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
+from ryzanstein import secret_files
 from ryzanstein.join_calls import Dialer, JoinGuard
 from ryzanstein.join_proof import PROOF_KEY, JoinTokens, ProofVerifier, Role
 from ryzanstein.tls import TlsError, TlsFiles
@@ -237,6 +238,11 @@ async def test_without_a_key_file_everybody_may() -> None:
 class TestTls:
     """Both protocols, with certificates that are renewed while the server runs."""
 
+    @pytest.fixture(autouse=True)
+    def looks_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Not once in a second."""
+        monkeypatch.setattr(secret_files, "LOOK_S", 0.0)
+
     async def test_grpc_asks_for_a_certificate_and_takes_a_renewed_one(self, tmp_path: Path) -> None:
         ours, foreign = Authority(tmp_path / "ours"), Authority(tmp_path / "foreign")
         used = TestTls.copy(ours.sign("server"), tmp_path)
@@ -259,11 +265,9 @@ class TestTls:
                 assert "UNAVAILABLE" in await call(plain)
             renewed = foreign.sign("renewed")
             TestTls.copy(renewed, tmp_path)
-            await asyncio.sleep(1.1)  # files are looked at once in a second
             assert await ask(foreign.cert, me) == ""
             assert "CERTIFICATE_VERIFY_FAILED" in await ask(ours.cert, me)
             used.key.write_text("half a file")
-            await asyncio.sleep(1.1)
             assert await ask(foreign.cert, me) == "", "what can't be read changes nothing"
 
     async def test_https_takes_a_renewed_certificate(self, tmp_path: Path) -> None:
@@ -284,7 +288,6 @@ class TestTls:
                 with pytest.raises(httpx.TransportError):
                     await client.get(f"http://127.0.0.1:{port}/livez")
             TestTls.copy(foreign.sign("renewed"), tmp_path)
-            await asyncio.sleep(1.1)
             assert await ask(foreign.cert) == 200
 
     async def test_a_client_that_does_not_speak_tls_is_not_waited_for(
