@@ -7,7 +7,7 @@
         log.info("admitted", prompt_tokens=12)
 
     {"timestamp": "…Z", "level": "info", "event": "admitted", "service": "shard-worker", "rank": 1, "epoch": 7, …}
-    06:42:01.482 info  admitted  shard-worker rank=1 epoch=7 request_id=a1 prompt_tokens=12
+    06:42:01.482 [info] admitted  service=shard-worker rank=1 epoch=7 request_id=a1 prompt_tokens=12
 
 Standard output carries results only; nothing here writes to it.
 """
