@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from .errors import Disconnected, InvalidRequest
 from .status import CallFailed, error_from
 
-
 _DELAY_OF_OUTAGE = 0.15
 
 
