@@ -12,7 +12,7 @@ const STILL = matchMedia("(prefers-reduced-motion: reduce)");
 
 const MEMORY = [
   ["weights", "weights"],
-  ["kv", "KV cache"],
+  ["kv", "KV"],
   ["other", "other"],
 ];
 
