@@ -17,6 +17,8 @@ _OTHERS = ("progress.md", "benchmarks.md")
 PAGES = [page for page in pages() if page.parent in (ROOT, ROOT / "docs") and page.name not in _OTHERS]
 #: Flags of other programs, which stand in backticks by themselves.
 FOREIGN = frozenset({"--data-urlencode"})
+#: "`--replacement-wait` (30 s)": a default.
+_DEFAULT = re.compile(r"`(--[a-z-]+)` \((\d+(?:\.\d+)?)(?: s)?[),;]")
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 
 
@@ -53,6 +55,21 @@ def test_every_flag_that_is_named_exists(page: Path) -> None:
     known = flags.spellings() | FOREIGN | {"--debug"}
     unknown = [f"line {line}: {flag}" for line, flag in _named(page) if flag not in known]
     assert not unknown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_defaults_in_brackets_are_those_of_the_programs(page: Path) -> None:
+    defaults = {
+        max(parameter.opts, key=len): parameter.default
+        for parameters in reversed(flags.commands().values())
+        for parameter in parameters
+    }
+    wrong = [
+        f"{flag} is {defaults[flag]}, not {told}"
+        for flag, told in _DEFAULT.findall(page.read_text(encoding="utf-8"))
+        if isinstance(defaults.get(flag), int | float) and float(told) != defaults[flag]
+    ]
+    assert not wrong
 
 
 def test_every_flag_is_in_the_guide() -> None:
