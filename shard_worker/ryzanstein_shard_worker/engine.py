@@ -26,6 +26,7 @@ from .config import DistributedConfig
 from .device import bound_memory
 from .engine_status import EngineStatus
 from .epoch import EpochMembership, parameter_sources, run_steps
+from .fulfilment import fulfil
 from .inbox import Inbox
 from .process_groups import Group, ProcessGroupManager
 from .pulse import Pulse
@@ -59,6 +60,7 @@ class Engine:
             groups: joins and aborts process groups.
             publish: takes what each step brought, on the leader; called on the engine thread.
             on_change: called on the engine thread after `status` changed in a way that should be told at once.
+            logs: gets the rank and epoch that it is in.
         """
         self._config = config
         self._groups = groups
@@ -169,17 +171,7 @@ class Engine:
 
     def _command(self, run: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
-
-        def execute() -> None:
-            # From here on the caller's going away (its RPC was cancelled) can't cancel the future under our hands.
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(run())
-            except Exception as error:  # noqa: BLE001 - handed to whoever asked
-                future.set_exception(error)
-
-        self._commands.put(execute)
+        self._commands.put(lambda: fulfil(future, run))
         return future
 
     def _main(self) -> None:
