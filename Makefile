@@ -18,20 +18,26 @@ GPU_CHECK_FLAGS ?=
 GPU_VENV := .venv-gpu
 
 
-.PHONY: demo test test-unit test-cluster check lint types proto proto-check coverage chaos simulate bench gpu-check gpu-wheels clean
+.PHONY: demo test test-unit test-distributed test-cluster check lint types proto proto-check coverage chaos simulate bench gpu-check gpu-wheels clean
 
 demo: $(VENV)/.run
 	$(BIN)/ryzanstein demo
 
-test: test-unit
-	$(BIN)/python -m pytest $(PYTEST_FLAGS) --ignore tests/unit
+# Tests that compute more than they wait run two at a time; whole clusters, in which failures are timed, alone.
+TWO_AT_A_TIME := --numprocesses 2 --dist loadfile
+COMPUTING := tests/packaging tests/parity tests/simulation tests/programs tests/deploy
 
-# All that `coverage` does not run: whole clusters, as they are timed.
+test: test-unit test-distributed test-cluster
+
+test-distributed: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/distributed
+
 test-cluster: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST_FLAGS) --ignore tests/unit --ignore tests/distributed
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) $(COMPUTING) $(TWO_AT_A_TIME)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) --ignore tests/unit --ignore tests/distributed $(COMPUTING:%=--ignore %)
 
 test-unit: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/unit --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/unit $(TWO_AT_A_TIME)
 
 # Lint, types, protos, generated code, then all tests.
 check: lint types proto-check coverage test-cluster
@@ -61,7 +67,7 @@ DISTRIBUTED := shard_worker/*,coordinator/*/control_*.py,coordinator/*/orchestra
 # expect, and what it runs is counted low (a killed process loses its count).
 coverage: $(VENV)/.dev
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest $(PYTEST_FLAGS) tests/unit --numprocesses 2 --dist loadfile
+	$(BIN)/python -m coverage run -m pytest $(PYTEST_FLAGS) tests/unit $(TWO_AT_A_TIME)
 	$(BIN)/python -m coverage run -m pytest $(PYTEST_FLAGS) tests/distributed
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report --skip-covered

@@ -312,7 +312,7 @@ def test_a_flood_of_strangers_is_refused_and_the_others_go_on(scene: Scene) -> N
         assert client.generate("Q:", max_tokens=3).token_ids
         # Beyond the streams that one connection may have, HTTP/2 itself refuses.
         codes = Counter(call.code().name for call in calls)
-        assert set(codes) <= {"UNAUTHENTICATED", "UNAVAILABLE"}
+        assert set(codes) <= {"UNAUTHENTICATED", "UNAVAILABLE", "CANCELLED"}
         assert codes["UNAUTHENTICATED"] > 1000
         operations = operations_pb2_grpc.OperationsServiceStub(flood)
         key = ("authorization", f"Bearer {scene.operator}")

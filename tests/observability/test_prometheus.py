@@ -48,6 +48,12 @@ def test_every_query_of_the_dashboard_has_an_answer_and_every_rule_is_evaluated(
     watched: Watched, prometheus: Prometheus | None
 ) -> None:
     assert prometheus is not None
+    deadline = time.monotonic() + 30
+    while not prometheus.query(
+        "count_over_time(ryzanstein_recoveries_total[1m]) > 1"
+    ):  # an increase needs a before
+        assert time.monotonic() < deadline, "nothing was scraped"
+        time.sleep(0.2)
     ranks = {worker["rank"]: worker["pid"] for worker in watched.snapshot()["workers"]}
     psutil.Process(ranks[1]).kill()  # a recovery is among what is measured
     deadline = time.monotonic() + 30

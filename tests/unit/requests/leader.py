@@ -131,6 +131,11 @@ class Leader:
         sent."""
         return {one.submitted.request_id: one.sampled for one in self._sequences.values()}
 
+    @property
+    def lengths(self) -> dict[str, int]:
+        """As `sampled`, with the tokens that it was submitted with."""
+        return {one.submitted.request_id: len(one.output) for one in self._sequences.values()}
+
     def allow(self, tokens: int | None) -> None:
         """So many more tokens; None: as many as are asked for."""
         self.budget = tokens

@@ -178,7 +178,7 @@ async def busy_path(
 ) -> tuple[RequestPath, Leader]:
     """One that has measured these, with one place that is taken and nobody waiting."""
     path = request_path(admission=AdmissionLimits(max_waiting=max_waiting))
-    leader = await Leader(max_num_seqs=1).start()
+    leader = await Leader(max_num_seqs=1, budget=0).start()
 
     def take_time(_response: ExecuteResponse) -> None:
         path.clock.now += token_s
@@ -186,9 +186,12 @@ async def busy_path(
     leader.spoil = take_time
     path.serve(leader)
     for number in range(12):
-        await read_all(await ask(path, max_tokens=tokens))
+        asked = await ask(path, max_tokens=tokens)
+        for had in range(tokens):  # each is recorded at its own time, however busy the machine is
+            leader.allow(1)
+            await eventually(lambda asked=asked, had=had: len(asked.record.output) > had)  # type: ignore[misc]
+        await read_all(asked)
         path.clock.now += quiet_s if number == 2 else 0.0
-    leader.allow(0)
     for _ in range(3):
         await ask(path, max_tokens=tokens)
     return path, leader

@@ -45,6 +45,8 @@ class Group:
         self.cause = cause
         self.breaks_with = breaks_with
         self.breaks = 0
+        #: Of the epoch that serves.
+        self.leader = Leader()
         #: Of every epoch: the ids that its leader was given, in order.
         self.submitted: list[list[str]] = []
 
@@ -52,7 +54,7 @@ class Group:
         """Epoch after epoch, until every request has ended."""
         while any(subscription.record.ending is None for subscription in subscriptions):
             epoch = len(self.submitted) + 1
-            leader = await Leader(epoch=epoch, step_s=self.step_s, prefill=self.prefill).start()
+            leader = self.leader = await Leader(epoch=epoch, step_s=self.step_s, prefill=self.prefill).start()
             complaints = len(self.path.seen.broken)
 
             def crash(_response: ExecuteResponse, leader: Leader = leader) -> None:
@@ -114,9 +116,8 @@ async def test_a_request_that_breaks_its_group_each_time_ends_and_the_others_go_
 async def test_a_request_that_turns_to_poison_in_its_midst_keeps_what_it_has(path: RequestPath) -> None:
     asked = await ask(path, {"a": 3, "poison": 30})
     record = asked["poison"].record
-    await Group(path, Cause.ENGINE, lambda ids: "poison" in ids and len(record.output) >= 7).serve(
-        list(asked.values())
-    )
+    group = Group(path, Cause.ENGINE, lambda _: group.leader.lengths.get("poison", 0) >= 8)
+    await group.serve(list(asked.values()))
     tokens, _, ending = await read_all(asked["poison"])
     assert len(tokens) >= 7
     assert tokens == Leader().expected(record.spec.prompt, max_tokens=len(tokens))

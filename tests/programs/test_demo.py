@@ -16,10 +16,9 @@ from ryzanstein.program import ProgramError
 from ryzanstein_client.cli.demo import MAX_TOKENS, Question, read_questions, show
 from ryzanstein_client.cli.demo_cluster import DemoCluster, bundled_model, free_port
 from ryzanstein_client.cli.demo_view import DemoView, phase_text
+from tests.unit.client.scripted_coordinator import expected_tokens, text_of
 
-from .scripted_coordinator import expected_tokens, text_of
-
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 RIGHT = text_of(expected_tokens(4711, MAX_TOKENS))
 
 
@@ -114,7 +113,7 @@ def test_the_environment_of_the_user_does_not_reach_the_cluster(monkeypatch: pyt
 
 PROGRAM = """
 import sys
-from tests.unit.client.test_demo import RIGHT, scripted_cluster
+from tests.programs.test_demo import RIGHT, scripted_cluster
 from ryzanstein_client.cli.demo import Question, _interrupt_on_signals, show
 from ryzanstein_client.cli.demo_view import DemoView
 class View(DemoView):

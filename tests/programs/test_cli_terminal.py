@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from .scripted_coordinator import CoordinatorThread, expected_tokens, text_of
+from tests.unit.client.scripted_coordinator import CoordinatorThread, expected_tokens, text_of
+
 from .terminal import Terminal
 
 RYZANSTEIN = [sys.executable, "-m", "ryzanstein_client.cli.main"]

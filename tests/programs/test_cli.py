@@ -20,8 +20,7 @@ from ryzanstein.wire import StatusError
 from ryzanstein_client.cli import main as cli_main
 from ryzanstein_client.cli import options
 from ryzanstein_client.cli.main import build_app
-
-from .scripted_coordinator import CoordinatorThread, expected_tokens, text_of
+from tests.unit.client.scripted_coordinator import CoordinatorThread, expected_tokens, text_of
 
 Cli = Callable[..., tuple[int, str, str]]
 
