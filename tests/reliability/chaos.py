@@ -132,8 +132,9 @@ def strike(
     if fault.signal == signal.SIGSTOP:
         psutil.Process(victim["pid"]).send_signal(signal.SIGCONT)
     stalls = traffic.stalls_s(struck_at)
-    again_at = struck_at + min(stalls)
     recovery = snapshot["last_recovery"]
+    # From here on a request that is sent is generated, behind those that are replayed: 200 is right again.
+    stands_at = struck_at + min(stalls) - (recovery["first_token_s"] - recovery["reformed_s"])
     culprit = recovery["culprit"] or {}
     named = (culprit.get("worker_id"), culprit.get("rank"), culprit.get("pid"), recovery["cause"])
     wanted = (victim["id"], rank, victim["pid"], "process" if fault.signal == signal.SIGKILL else "lease")
@@ -143,7 +144,7 @@ def strike(
         worker_id=victim["id"],
         worst_stall_s=max(stalls),
         median_stall_s=statistics.median(stalls),
-        falsely_well_s=health.falsely_well_s(struck_at, again_at),
+        falsely_well_s=health.falsely_well_s(struck_at, stands_at),
         falsely_ill=health.falsely_ill(calm_since, struck_at)
         + health.falsely_ill(struck_at + max(stalls), time.monotonic()),
         cause=recovery["cause"],
