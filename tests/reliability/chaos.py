@@ -120,7 +120,8 @@ def strike(
     fault = fault or Fault()
     victim = cluster.workers()[rank]
     epoch = cluster.snapshot()["epoch"]
-    calm_since = time.monotonic() - 0.5
+    calm_since = time.monotonic()  # all streams flow: the recovery before this one is over
+    time.sleep(0.3)
     struck_at = fault.strike(victim)
     snapshot = cluster.wait_for(
         lambda s: (
@@ -134,7 +135,8 @@ def strike(
     stalls = traffic.stalls_s(struck_at)
     recovery = snapshot["last_recovery"]
     # From here on a request that is sent is generated, behind those that are replayed: 200 is right again.
-    stands_at = struck_at + min(stalls) - (recovery["first_token_s"] - recovery["reformed_s"])
+    again_at = traffic.first_token_at(struck_at + recovery["reformed_s"])
+    stands_at = again_at - (recovery["first_token_s"] - recovery["reformed_s"])
     culprit = recovery["culprit"] or {}
     named = (culprit.get("worker_id"), culprit.get("rank"), culprit.get("pid"), recovery["cause"])
     wanted = (victim["id"], rank, victim["pid"], "process" if fault.signal == signal.SIGKILL else "lease")

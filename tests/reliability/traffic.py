@@ -142,6 +142,10 @@ class Traffic:
         """For each stream, from the fault until its next token after the longest silence."""
         return [stream.stall_s(fault_at) for stream in self.streams]
 
+    def first_token_at(self, since: float) -> float:
+        """When any stream got its first token after this moment."""
+        return min(at for stream in self.streams for at in stream.arrivals if at > since)
+
     async def _learn(self) -> None:
         async with AsyncClient(self._address, api_key=self._api_key, connect_timeout_s=60) as client:
             completions = await asyncio.gather(
