@@ -23,6 +23,7 @@ from .activity import Activity
 from .group_record import Cause, Phase, Recovery
 from .observers import OUTCOMES
 from .state import ClusterState
+from .worker_record import Telemetry
 
 #: From 1 ms on, as all histograms. Seconds.
 _LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -86,6 +87,18 @@ class Metrics:
         self._communication_s = counter(
             "communication_seconds",
             "Time spent in collectives, waiting for slower ranks included.",
+            "rank",
+            "operation",
+        )
+        self._communication_bytes = counter(
+            "communication_bytes",
+            "Bytes of the tensors that were handed to collectives.",
+            "rank",
+            "operation",
+        )
+        self._communication_operations = counter(
+            "communication_operations",
+            "Calls of collectives; seconds per operation is their mean latency.",
             "rank",
             "operation",
         )
@@ -173,11 +186,17 @@ class Metrics:
         if worker is None or worker.rank is None or new is None or not new.epoch:
             return
         same = old is not None and old.epoch == new.epoch
+        # A new epoch's counts begin at 0.
+        known = old if old is not None and same else Telemetry(heard_at_s=new.heard_at_s)
         rank = str(worker.rank)
-        for name, spent_s in new.communication_s.items():
-            known_s = old.communication_s.get(name, 0.0) if old is not None and same else 0.0
-            operation = name if name in OPERATIONS else OTHER_OPERATIONS
-            self._communication_s.labels(rank, operation).inc(max(0.0, spent_s - known_s))
+        for counter, totals, counted in (
+            (self._communication_s, new.communication_s, known.communication_s),
+            (self._communication_bytes, new.communication_bytes, known.communication_bytes),
+            (self._communication_operations, new.communication_operations, known.communication_operations),
+        ):
+            for name, total in totals.items():
+                operation = name if name in OPERATIONS else OTHER_OPERATIONS
+                counter.labels(rank, operation).inc(max(0.0, total - counted.get(name, 0)))
         # An idle group steps too, to stay alive: how long that takes says nothing about work.
         worked = old is not None and same and new.step > old.step and self.activity.counts()[0] > 0
         if worker.rank != 0 and worked:

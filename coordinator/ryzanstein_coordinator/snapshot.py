@@ -74,6 +74,8 @@ def telemetry_of(now_s: float, request: cluster_pb2.HeartbeatRequest, total_byte
         communication_ratio=min(1.0, _number(request.communication_ratio)),
         step_duration_s=_number(request.step_duration_s),
         communication_s={name: _number(spent) for name, spent in request.communication_seconds.items()},
+        communication_bytes=dict(request.communication_bytes),
+        communication_operations=dict(request.communication_operations),
         leaving=request.state == cluster_pb2.WORKER_STATE_DRAINING,
         fault=fault,
         device_failure=health.failure,

@@ -184,6 +184,9 @@ class Telemetry:
     communication_ratio: float = 0.0
     #: Operation → seconds since the group of this epoch was formed.
     communication_s: Mapping[str, float] = field(default_factory=dict)
+    #: Operation → bytes handed to it, and calls of it, since then.
+    communication_bytes: Mapping[str, int] = field(default_factory=dict)
+    communication_operations: Mapping[str, int] = field(default_factory=dict)
     step_duration_s: float = 0.0
     leaving: bool = False
     fault: FaultReport | None = None

@@ -174,6 +174,8 @@ class Membership:
             beat.communication_ratio = membership.profiler.ratio
             for operation, totals in membership.profiler.totals().items():
                 beat.communication_seconds[operation] = totals.seconds
+                beat.communication_bytes[operation] = totals.bytes
+                beat.communication_operations[operation] = totals.count
             last = membership.profiler.last
             beat.last_collective.CopyFrom(
                 cluster_pb2.LastCollective(name=last.operation, sequence=last.sequence)

@@ -66,6 +66,8 @@ def test_every_query_of_the_dashboard_has_an_answer_and_every_rule_is_evaluated(
         prometheus.query(expression)  # those without an answer are well formed all the same
     assert prometheus.query("max(sum by (rank) (ryzanstein_communication_seconds_total) > 0)")
     assert prometheus.query('ryzanstein_communication_seconds_total{operation="all_reduce"} > 0')
+    for counted in ("bytes", "operations"):
+        assert prometheus.query(f'ryzanstein_communication_{counted}_total{{operation="all_reduce"}} > 0')
     assert prometheus.query("up") != []
     groups = prometheus.get("/api/v1/rules")["groups"]
     rules = [rule for group in groups for rule in group["rules"]]

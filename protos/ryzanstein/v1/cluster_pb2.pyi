@@ -385,6 +385,46 @@ class HeartbeatRequest(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class CommunicationBytesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class CommunicationOperationsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     WORKER_ID_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
@@ -401,6 +441,8 @@ class HeartbeatRequest(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     DEVICE_HEALTH_FIELD_NUMBER: _builtins.int
     COMMUNICATION_SECONDS_FIELD_NUMBER: _builtins.int
+    COMMUNICATION_BYTES_FIELD_NUMBER: _builtins.int
+    COMMUNICATION_OPERATIONS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     incarnation: _builtins.str
     epoch: _builtins.int
@@ -430,6 +472,12 @@ class HeartbeatRequest(_message.Message):
     def communication_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Operation ("all_reduce") → seconds that this rank has spent in it since the group was formed."""
 
+    @_builtins.property
+    def communication_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Operation → bytes of the tensors that this rank has handed to it, and how often it has called it, since then."""
+
+    @_builtins.property
+    def communication_operations(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
     def __init__(
         self,
         *,
@@ -449,10 +497,12 @@ class HeartbeatRequest(_message.Message):
         sequence: _builtins.int = ...,
         device_health: Global___DeviceHealth | None = ...,
         communication_seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        communication_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        communication_operations: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device_health", b"device_health", "fault", b"fault", "last_collective", b"last_collective", "memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["communication_ratio", b"communication_ratio", "communication_seconds", b"communication_seconds", "device_health", b"device_health", "epoch", b"epoch", "fault", b"fault", "incarnation", b"incarnation", "last_collective", b"last_collective", "load_progress", b"load_progress", "memory", b"memory", "phase", b"phase", "progress_age_s", b"progress_age_s", "sequence", b"sequence", "state", b"state", "step", b"step", "step_duration_s", b"step_duration_s", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["communication_bytes", b"communication_bytes", "communication_operations", b"communication_operations", "communication_ratio", b"communication_ratio", "communication_seconds", b"communication_seconds", "device_health", b"device_health", "epoch", b"epoch", "fault", b"fault", "incarnation", b"incarnation", "last_collective", b"last_collective", "load_progress", b"load_progress", "memory", b"memory", "phase", b"phase", "progress_age_s", b"progress_age_s", "sequence", b"sequence", "state", b"state", "step", b"step", "step_duration_s", b"step_duration_s", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

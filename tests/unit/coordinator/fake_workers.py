@@ -233,6 +233,8 @@ class FakeWorker(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
                     memory=cluster_pb2.MemoryUse(weights_bytes=5 * MIB, used_bytes=300 * MIB),
                     last_collective=cluster_pb2.LastCollective(name="all_reduce", sequence=sequence),
                     communication_seconds={"all_reduce": 0.002 * sequence} if self.inside else {},
+                    communication_bytes={"all_reduce": 4096 * sequence} if self.inside else {},
+                    communication_operations={"all_reduce": 2 * sequence} if self.inside else {},
                     device_health=self.health,
                 )
             with contextlib.suppress(TimeoutError):

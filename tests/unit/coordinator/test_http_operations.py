@@ -250,6 +250,8 @@ FAMILIES = (
     "preemptions",
     "step_duration_seconds",
     "communication_seconds",
+    "communication_bytes",
+    "communication_operations",
     "communication_ratio",
     "group_epoch",
     "group_state",

@@ -109,6 +109,27 @@ def test_heartbeats_add_up_the_time_in_each_collective() -> None:
     )
 
 
+def test_heartbeats_add_up_bytes_and_calls_of_each_collective() -> None:
+    metrics = Metrics()
+    workers = {"w1": worker("w1", group="g0", rank=1)}
+    told = Telemetry(
+        heard_at_s=1.0,
+        epoch=3,
+        communication_bytes={"all_reduce": 4096, "barrier": 0},
+        communication_operations={"all_reduce": 4, "barrier": 1},
+    )
+    more = replace(told, communication_bytes={"all_reduce": 6144}, communication_operations={"all_reduce": 6})
+    new_epoch = replace(
+        told, epoch=4, communication_bytes={"all_reduce": 512}, communication_operations={"all_reduce": 1}
+    )
+    reports = [ClusterState(workers=workers, telemetry={"w1": each}) for each in (told, more, new_epoch)]
+    for before, after in zip([ClusterState(workers=workers), *reports], reports, strict=False):
+        metrics.heartbeat(before, after, "w1")
+    assert value(metrics, "communication_bytes_total", rank="1", operation="all_reduce") == 6144 + 512
+    assert value(metrics, "communication_operations_total", rank="1", operation="all_reduce") == 6 + 1
+    assert value(metrics, "communication_operations_total", rank="1", operation="barrier") == 1
+
+
 def test_steps_that_only_keep_an_idle_group_alive_are_not_observed() -> None:
     metrics = Metrics()
     metrics.activity.counts = lambda: (0, 0)
