@@ -78,6 +78,7 @@ class ControlPlane:
             draft.lease_floor_s = now_s
         ticked: dict[str, float] = {}
         if isinstance(event, events.Tick):
+            draft.standstills = self.monitor.standstills(now_s, state)
             self._tick(draft)
             ticked = {"last_tick_s": now_s}
         else:
@@ -147,9 +148,8 @@ class ControlPlane:
         for worker_id in self._workers.tick(draft):
             worker = draft.worker(worker_id)
             assert worker is not None
-            heard = draft.telemetry(worker_id)
-            seen_s = worker.registered_at_s if heard is None else heard.heard_at_s
-            seen_s = max(seen_s, draft.lease_floor_s) + self._config.suspect_after_s
+            age_s = self._workers.lease(draft, worker).age_s
+            seen_s = draft.now_s - age_s + self._config.suspect_after_s
             reason = f"{_name(draft, worker)} was not heard of for {self._config.lease_ttl_s:g} s"
             self._lose(draft, worker, Cause.LEASE, reason, seen_at_s=seen_s)
         for group in draft.groups:
@@ -264,7 +264,7 @@ class ControlPlane:
         if group is None or group.phase is not Phase.SERVING or group.epoch != event.epoch:
             return
         if isinstance(event, events.ExecuteAlive):
-            draft.set_group(group.group_id, stream=group.stream.alive(draft.now_s))
+            draft.set_group(group.group_id, stream=group.stream.alive(draft.now_s, flows=event.flows))
         else:
             self._look_for_fault(
                 draft, draft.set_group(group.group_id, stream=group.stream.broken(draft.now_s))

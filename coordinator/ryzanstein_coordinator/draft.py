@@ -30,6 +30,7 @@ class Draft:
         self.committed_epoch = state.committed_epoch
         self.draining = state.draining
         self.lease_floor_s = state.lease_floor_s
+        self.standstills = state.standstills
         self._before = state
         self._workers: Mapping[str, WorkerRecord] = state.workers
         self._owned: dict[str, WorkerRecord] | None = None
@@ -121,6 +122,7 @@ class Draft:
             committed_epoch=self.committed_epoch,
             draining=self.draining,
             lease_floor_s=self.lease_floor_s,
+            standstills=self.standstills,
             revision=before.revision + self.changed,
             **changes,
         )

@@ -142,10 +142,11 @@ class ExecuteBroken:
 
 @dataclass(frozen=True, slots=True)
 class ExecuteAlive:
-    """The leader has taken the router's stream of this epoch."""
+    """The leader has taken the router's stream of this epoch, and perhaps sent tokens on it."""
 
     group_id: str
     epoch: int
+    flows: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ class GroupStream:
 
     `on_step` gets every message. When the stream breaks, what was not sent is dropped and `on_broken` is
     told; when it is opened again, `on_open` is told and may submit anew. That is before anybody has answered: when
-    the leader has taken the stream, `on_alive` is told.
+    the leader has taken the stream, `on_alive` is told, and once more with True when the first tokens came on it.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class GroupStream:
         epoch: int,
         *,
         on_open: Callable[[], None],
-        on_alive: Callable[[], None],
+        on_alive: Callable[[bool], None],
         on_step: Callable[[ExecuteResponse], None],
         on_broken: Callable[[str], None],
     ) -> None:
@@ -58,6 +58,8 @@ class GroupStream:
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._lived = False  # whether the stream that is open brought any step
+        self._taken = False  # whether the leader has answered on it, in this epoch
+        self._flows = False  # and has sent tokens
         self._heard = 0  # messages on it
         self._silent = False  # it is given up because nothing came
         self._closed = False
@@ -87,7 +89,7 @@ class GroupStream:
     async def _run(self) -> None:
         pause_s = _FIRST_PAUSE_S
         while not self._closed:
-            self._lived = self._silent = False
+            self._lived = self._taken = self._flows = self._silent = False
             reason = await self._once()
             if self._closed:
                 return
@@ -106,7 +108,8 @@ class GroupStream:
             self._on_open()
             # A call that failed has none; what is submitted does not wait for it.
             if (await call.initial_metadata()).get(EPOCH_KEY) == str(self.epoch) and not self._closed:
-                self._on_alive()
+                self._taken = True
+                self._on_alive(False)
             await self._read(call)
         except grpc.aio.AioRpcError as error:
             return f"{error.code().name}: {error.details()}"
@@ -137,6 +140,9 @@ class GroupStream:
                 if response.HasField("stats"):
                     self._lived = True
                     self._on_step(response)
+                    if response.outputs and self._taken and not self._flows:
+                        self._flows = True
+                        self._on_alive(True)
                 elif watch is None:  # a leader that gives signs of life goes on to
                     watch = asyncio.create_task(self._watch(call), name=f"execute-{self.epoch}-watch")
         finally:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from .config import OrchestratorConfig
 from .group_record import Cause, GroupRecord, Phase
 from .leader_stream import MARGIN_S
+from .standstills import Standstills, lost_s, with_latest
 from .state import ClusterState
 from .worker_record import FaultReport, Telemetry, WorkerRecord
 
@@ -32,6 +33,7 @@ class Fault:
 class Lease:
     """How long ago a worker was heard of."""
 
+    #: Without the time in which the coordinator could hear nothing.
     age_s: float
     suspect: bool
     expired: bool
@@ -43,19 +45,33 @@ class HealthMonitor:
     def __init__(self, config: OrchestratorConfig) -> None:
         self._config = config
 
-    def lease(self, now_s: float, worker: WorkerRecord, telemetry: Telemetry | None, floor_s: float) -> Lease:
-        """`floor_s`: earlier than this the coordinator itself stood still, so silence proves nothing."""
+    def lease(
+        self,
+        now_s: float,
+        worker: WorkerRecord,
+        telemetry: Telemetry | None,
+        floor_s: float,
+        standstills: Standstills = (),
+    ) -> Lease:
+        """`floor_s`: earlier than this the coordinator itself was not running, so silence proves nothing; nor does it
+        during `standstills`.
+        """
         heard_s = max(
             worker.registered_at_s, floor_s, telemetry.heard_at_s if telemetry is not None else floor_s
         )
-        age_s = max(0.0, now_s - heard_s)
+        age_s = max(0.0, now_s - heard_s - lost_s(standstills, heard_s))
         return Lease(age_s, age_s > self._config.suspect_after_s, age_s > self._config.lease_ttl_s)
 
     def stood_still(self, now_s: float, last_tick_s: float) -> bool:
-        """Whether the coordinator itself was stopped or starved since its last tick: heartbeats wait unread
-        then.
-        """
+        """Whether the coordinator itself was stopped for so long since its last tick that all leases begin anew."""
         return now_s - last_tick_s > self._config.lease_ttl_s / 2
+
+    def standstills(self, now_s: float, state: ClusterState) -> Standstills:
+        """When the coordinator heard nothing, up to now: heartbeats wait unread then."""
+        config = self._config
+        # Ticks come four times as often.
+        usual_s = config.heartbeat_interval_s
+        return with_latest(state.standstills, now_s, state.last_tick_s, usual_s, config.lease_ttl_s)
 
     def fault(
         self,
@@ -119,10 +135,12 @@ class HealthMonitor:
             return f"{group.state}: {group.reason}"
         if not group.stream.takes_requests(now_s, state.lease_floor_s, self._config.suspect_after_s):
             return "the leader does not take requests"
+        standstills = self.standstills(now_s, state)
         for member in group.members:
             worker, report = state.workers[member.worker_id], state.telemetry.get(member.worker_id)
             # What the next tick will find is true already.
-            if report is None or self.lease(now_s, worker, report, state.lease_floor_s).expired:
+            lease = self.lease(now_s, worker, report, state.lease_floor_s, standstills)
+            if report is None or lease.expired:
                 return f"{member.worker_id} (rank {member.rank}) was not heard of for a lease"
             age_s = report.progress_age_s
             if report.epoch == group.epoch and age_s > self.progress_deadline_s(group):

@@ -26,10 +26,13 @@ class LeaderStream:
     alive_since_s: float | None = None
     #: In a row.
     breaks: int = 0
+    #: Tokens came on the one that is open. Looked at after several breaks only, and not kept before.
+    flows: bool = False
 
-    def alive(self, now_s: float) -> LeaderStream:
-        """The leader has taken it."""
-        return self if self.alive_since_s is not None else replace(self, alive_since_s=now_s)
+    def alive(self, now_s: float, *, flows: bool = False) -> LeaderStream:
+        """The leader has taken it. `flows`: and has sent tokens on it."""
+        stream = self if self.alive_since_s is not None else replace(self, alive_since_s=now_s)
+        return replace(stream, flows=True) if flows and self.breaks > 1 and not self.flows else stream
 
     def broken(self, now_s: float) -> LeaderStream:
         """It has ended, or could not be opened."""
@@ -46,10 +49,12 @@ class LeaderStream:
 
     def takes_requests(self, now_s: float, floor_s: float, tolerance_s: float) -> bool:
         """Whether what is sent now reaches the leader. A stream that has just begun has `tolerance_s` to be taken;
-        one that broke more than once has to show that it lasts.
+        one that broke more than once has to show that it lasts, or that it brings tokens.
         """
         if self.breaks > 1:
-            return self.alive_since_s is not None and now_s - self.alive_since_s >= HEALED_AFTER_S
+            if self.alive_since_s is None:
+                return False
+            return self.flows or now_s - self.alive_since_s >= HEALED_AFTER_S
         return self.silent_s(now_s, floor_s) <= tolerance_s
 
     def fault(self, now_s: float, floor_s: float, patience_s: float) -> str:

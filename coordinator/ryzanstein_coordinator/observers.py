@@ -56,8 +56,8 @@ class GroupEvents(Protocol):
         """The Execute stream of a group that should serve ended. The router opens it again until it is told
         `group_lost`."""
 
-    def stream_alive(self, group_id: str, epoch: int) -> None:
-        """The leader has taken the stream that is open now."""
+    def stream_alive(self, group_id: str, epoch: int, *, flows: bool = False) -> None:
+        """The leader has taken the stream that is open now; a second time, with `flows`: its first tokens came."""
 
     def resumed_gone(self, group_id: str, epoch: int) -> None:
         """Every request that was submitted again when the group became ready has ended, and there was no token of
@@ -83,6 +83,6 @@ class NoGroupEvents:
     """For a router without an orchestrator."""
 
     def stream_broken(self, group_id: str, epoch: int, reason: str) -> None: ...
-    def stream_alive(self, group_id: str, epoch: int) -> None: ...
+    def stream_alive(self, group_id: str, epoch: int, *, flows: bool = False) -> None: ...
     def resumed_gone(self, group_id: str, epoch: int) -> None: ...
     def first_token_after_ready(self, group_id: str, epoch: int, now_s: float) -> None: ...

@@ -166,9 +166,9 @@ class MultiGPUOrchestrator:
         """The leader's Execute stream ended, or could not be opened."""
         self._loop.happened(events.ExecuteBroken(group_id, epoch, reason))
 
-    def stream_alive(self, group_id: str, epoch: int) -> None:
-        """The leader has taken the Execute stream."""
-        self._loop.happened(events.ExecuteAlive(group_id, epoch))
+    def stream_alive(self, group_id: str, epoch: int, *, flows: bool = False) -> None:
+        """The leader has taken the Execute stream, and perhaps sent tokens on it."""
+        self._loop.happened(events.ExecuteAlive(group_id, epoch, flows))
 
     def resumed_gone(self, group_id: str, epoch: int) -> None:
         """Nobody waits any more for what was submitted again."""

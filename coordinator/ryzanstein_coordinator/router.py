@@ -88,7 +88,7 @@ class Router:
         group.open(
             stub,
             on_open=lambda: self._stream_opened(group),
-            on_alive=lambda: self._events.stream_alive(group_id, epoch),
+            on_alive=lambda flows: self._events.stream_alive(group_id, epoch, flows=flows),
             on_step=lambda response: self._step(group, response),
             on_broken=lambda reason: self._stream_broken(group, reason),
         )

@@ -59,7 +59,7 @@ class ServingGroup:
         stub: ShardWorkerServiceAsyncStub,
         *,
         on_open: Callable[[], None],
-        on_alive: Callable[[], None],
+        on_alive: Callable[[bool], None],
         on_step: Callable[[ExecuteResponse], None],
         on_broken: Callable[[str], None],
     ) -> None:

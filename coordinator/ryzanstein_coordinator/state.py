@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .group_record import GroupRecord, GroupState, Phase
+from .standstills import Standstills
 from .worker_record import Telemetry, WorkerRecord, WorkerState
 
 
@@ -32,6 +33,8 @@ class ClusterState:
     last_tick_s: float = 0.0
     #: Leases count from here at the earliest: before it, the coordinator itself was not running.
     lease_floor_s: float = 0.0
+    #: Shorter ones, after which leases go on where they were. As of the last tick.
+    standstills: Standstills = ()
 
     def group(self, group_id: str) -> GroupRecord | None:
         return next((group for group in self.groups if group.group_id == group_id), None)

@@ -9,7 +9,7 @@ from .config import OrchestratorConfig
 from .draft import Draft
 from .events import Beat, DrainFailed, Registered, ShardRefused, StreamOpened
 from .group_record import EngineBounds, Phase
-from .health_monitor import HealthMonitor
+from .health_monitor import HealthMonitor, Lease
 from .memory_plan import DeviceShare
 from .placement import likely_rank
 from .resizing import Resizing
@@ -124,13 +124,17 @@ class WorkerLife:
         for worker in draft.workers:
             if not worker.alive:
                 continue
-            report = draft.telemetry(worker.worker_id)
-            lease = self._monitor.lease(draft.now_s, worker, report, draft.lease_floor_s)
+            lease = self.lease(draft, worker)
             if lease.expired:
                 expired.append(worker.worker_id)
             elif lease.suspect and not worker.suspect:
                 draft.set_worker(worker.worker_id, suspect=True)
         return expired
+
+    def lease(self, draft: Draft, worker: WorkerRecord) -> Lease:
+        """How long it was not heard of."""
+        report = draft.telemetry(worker.worker_id)
+        return self._monitor.lease(draft.now_s, worker, report, draft.lease_floor_s, draft.standstills)
 
     def lose(self, draft: Draft, worker: WorkerRecord, reason: str) -> WorkerRecord:
         """Its process is taken to be gone. If it is not, it has to be fenced when it comes back."""

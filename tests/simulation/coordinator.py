@@ -101,6 +101,7 @@ class Coordinator(Endpoint):
         self.intake.close()
 
     def stop(self) -> None:
+        self.ticks.count_skipped()
         self.stopped = self.loop.stopped = True
 
     def resume(self) -> None:
@@ -118,6 +119,7 @@ class Coordinator(Endpoint):
         if self._applying or not self.runs:
             return
         self._applying = True
+        self.ticks.count_skipped()
         revision = self.state.revision
         try:
             while self._inbox:
@@ -181,8 +183,8 @@ class Coordinator(Endpoint):
         self.ticks.catch_up_all()
         self.happened(events.ExecuteBroken(group_id, epoch, reason))
 
-    def stream_alive(self, group_id: str, epoch: int) -> None:
-        self.happened(events.ExecuteAlive(group_id, epoch))
+    def stream_alive(self, group_id: str, epoch: int, *, flows: bool = False) -> None:
+        self.happened(events.ExecuteAlive(group_id, epoch, flows))
 
     def resumed_gone(self, group_id: str, epoch: int) -> None:
         self.happened(events.ResumedGone(group_id, epoch))

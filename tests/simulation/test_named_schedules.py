@@ -154,6 +154,22 @@ def test_a_worker_that_comes_late_makes_the_group_whole() -> None:
     check(late)
 
 
+@pytest.mark.parametrize("stands_still_s", [0.3, 0.45, 0.49])
+def test_late_heartbeats_of_a_healthy_worker_and_a_coordinator_that_stands_still(
+    stands_still_s: float,
+) -> None:
+    """Half a lease each: together they are no silence."""
+
+    def late(world: World) -> None:
+        for number in range(len(world.workers)):
+            Faults(world).inflict(Fault(0.0, "late_beats", number, 1.0))
+
+    def stand_still(world: World) -> None:
+        Faults(world).stop_coordinator(stands_still_s)
+
+    check(plan(shape=Shape()), (0.3, late), *((at_s, stand_still) for at_s in (0.83, 1.9, 2.5)))
+
+
 def both_at_once(world: World) -> None:
     for worker in world.workers.values():
         world.end_worker(worker)

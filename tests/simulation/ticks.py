@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ryzanstein_coordinator import events
 from ryzanstein_coordinator.group_record import GroupRecord, Phase
 from ryzanstein_coordinator.leader_stream import MARGIN_S
+from ryzanstein_coordinator.standstills import lost_s
 
 if TYPE_CHECKING:
     from .coordinator import Coordinator
@@ -29,7 +31,7 @@ class Ticks:
         config = coordinator.config
         self._beat_s = config.heartbeat_interval_s
         self._grid_s = config.heartbeat_interval_s / 4
-        # More seldom, and the coordinator would think that it stood still.
+        # Heartbeats that come late enough to matter are taken in as they come.
         self._longest_s = config.lease_ttl_s * 0.45
         self._origin_s = self._world.now_s
         self._next_s = math.inf
@@ -50,6 +52,14 @@ class Ticks:
             return
         self._next_s = at_s
         self._world.timeline.at(at_s, lambda: self._tick(at_s))
+
+    def count_skipped(self) -> None:
+        """The ticks since the last one that would have decided nothing: the coordinator did not stand still."""
+        coordinator = self._coordinator
+        steps = math.floor((self._world.timeline.now_s - self._origin_s) / self._grid_s + 1e-6)
+        last_s = self._origin_s + steps * self._grid_s
+        if last_s > max(coordinator.state.last_tick_s, coordinator.awake_since_s) and coordinator.runs:
+            coordinator.state = replace(coordinator.state, last_tick_s=last_s)
 
     def resumed(self) -> None:
         """The coordinator stood still, and its next tick is overdue."""
@@ -114,6 +124,7 @@ class Ticks:
                 heard_s = max(
                     record.registered_at_s, state.lease_floor_s, 0.0 if report is None else report.heard_at_s
                 )
+                heard_s += lost_s(state.standstills, heard_s)
                 yield heard_s + config.suspect_after_s
                 yield heard_s + config.lease_ttl_s
         for group in state.groups:

@@ -153,7 +153,9 @@ def ready(
 ) -> tuple[bool, str]:
     telemetry = {"w0": w0 or report(), "w1": w1 or report()}
     workers: Mapping[str, WorkerRecord] = WORKERS
-    state = ClusterState(workers=workers, telemetry=telemetry, groups=(group,), draining=draining)
+    state = ClusterState(
+        workers=workers, telemetry=telemetry, groups=(group,), draining=draining, last_tick_s=now_s
+    )
     return MONITOR.readiness(now_s, state)
 
 
@@ -164,7 +166,7 @@ def test_a_group_that_serves_makes_the_cluster_ready() -> None:
 def test_one_serving_group_of_two_is_enough() -> None:
     waiting = GroupRecord(group_id="g1", size=2)
     telemetry = {"w0": report(), "w1": report()}
-    state = ClusterState(workers=WORKERS, telemetry=telemetry, groups=(waiting, GROUP))
+    state = ClusterState(workers=WORKERS, telemetry=telemetry, groups=(waiting, GROUP), last_tick_s=100.0)
     assert MONITOR.readiness(100.0, state)[0]
 
 

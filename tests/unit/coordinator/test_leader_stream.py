@@ -44,6 +44,24 @@ def test_one_break_is_no_reason_to_doubt_and_two_are() -> None:
     assert again.takes_requests(112.3, 0.0, tolerance_s=0.5)
 
 
+def test_tokens_that_flow_show_that_a_stream_lasts() -> None:
+    """Ready as soon as it can: two breaks in a row, and tokens on the stream that came then."""
+    broken = NEW.alive(100.0).broken(100.1).alive(100.2).broken(100.3)
+    taken = broken.alive(100.4)
+    assert not taken.takes_requests(100.5, 0.0, tolerance_s=0.5)
+    flowing = taken.alive(100.5, flows=True)
+    assert flowing.takes_requests(100.5, 0.0, tolerance_s=0.5)
+    again = flowing.broken(100.6)
+    assert not again.takes_requests(100.7, 0.0, tolerance_s=0.5), "that was another stream"
+    assert again.breaks == 3, "one that breaks after every token is a fault all the same"
+    assert not again.alive(100.8).takes_requests(100.8, 0.0, tolerance_s=0.5)
+
+
+def test_tokens_of_a_stream_that_nobody_doubts_change_nothing() -> None:
+    alive = NEW.alive(100.0)
+    assert alive.alive(100.1, flows=True) is alive
+
+
 def deaf() -> tuple[SimulatedCluster, str]:
     """A group whose leader answers everything but takes no stream, from the moment that it serves."""
     cluster = SimulatedCluster(configuration())
@@ -93,6 +111,17 @@ def test_a_coordinator_that_stood_still_blames_no_leader_whatever_it_hears_of_fi
     cluster.send(events.ExecuteAlive("g0", epoch))
     cluster.run_for(5.0)
     assert cluster.state.groups[0].epoch == epoch
+    assert ready(cluster)
+
+
+def test_a_group_whose_stream_broke_twice_is_ready_with_its_first_tokens() -> None:
+    cluster = serving()
+    epoch = cluster.state.groups[0].epoch
+    for _ in range(2):
+        cluster.send(events.ExecuteBroken("g0", epoch, "UNAVAILABLE"))
+    cluster.send(events.ExecuteAlive("g0", epoch))
+    assert not ready(cluster)
+    cluster.send(events.ExecuteAlive("g0", epoch, flows=True))
     assert ready(cluster)
 
 

@@ -58,6 +58,7 @@ class Seen:
     broken: list[tuple[str, int]] = field(default_factory=list)
     first_after_ready: list[int] = field(default_factory=list)
     alive: list[int] = field(default_factory=list)
+    flows: list[int] = field(default_factory=list)
     gone: list[int] = field(default_factory=list)
 
     def request_ended(self, outcome: str, duration_s: float) -> None:
@@ -84,8 +85,8 @@ class Seen:
     def stream_broken(self, group_id: str, epoch: int, reason: str) -> None:
         self.broken.append((group_id, epoch))
 
-    def stream_alive(self, group_id: str, epoch: int) -> None:
-        self.alive.append(epoch)
+    def stream_alive(self, group_id: str, epoch: int, *, flows: bool = False) -> None:
+        (self.flows if flows else self.alive).append(epoch)
 
     def resumed_gone(self, group_id: str, epoch: int) -> None:
         self.gone.append(epoch)

@@ -46,6 +46,7 @@ async def test_a_leader_without_work_shows_that_it_has_taken_the_stream(path: Re
     async with leading(epoch=3) as leader:
         path.serve(leader)
         await eventually(lambda: path.seen.alive == [3])
+        assert path.seen.flows == []
         await leader.die()
         await eventually(lambda: path.seen.broken == [("g0", 3)])
         assert path.seen.alive == [3]
@@ -64,7 +65,7 @@ async def test_the_leader_of_another_epoch_has_not_taken_this_ones_stream(path: 
         path.router.group_ready("g0", 2, old.stub, old.limits)
         await path.ask([11], max_tokens=5)
         await eventually(lambda: old.steps == 5)
-        assert path.seen.alive == []
+        assert path.seen.alive == path.seen.flows == []
 
 
 async def test_a_stream_on_which_no_sign_of_life_comes_any_more_is_given_up_and_opened_again(
@@ -86,6 +87,7 @@ async def test_a_stream_on_which_no_sign_of_life_comes_any_more_is_given_up_and_
         tokens, _, _ = await read_all(asked)
         assert tokens == leader.expected([11], max_tokens=6)
         assert len(path.seen.alive) >= 2
+        assert path.seen.flows == [1, 1], "once on each stream that brought tokens"
 
 
 async def test_steps_are_signs_of_life_too_and_a_leader_that_never_gave_any_is_not_waited_for(
