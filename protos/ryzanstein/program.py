@@ -67,6 +67,8 @@ EXTRA_OF_MODULE = {
     "safetensors": "worker",
     "numpy": "worker",
     "pynvml": "worker",
+    "httpx": "bench",
+    "matplotlib": "bench",
 }
 
 

@@ -15,25 +15,6 @@ from .words import STYLES, bytes_text, duration_text, rate_text, who
 #: What the state of the worker says already.
 _PLAIN_PHASES = ("", "serving", "waiting", "loaded", "active")
 
-#: Wide enough for every column when nobody's terminal sets a limit.
-_PLAIN_WIDTH = 200
-
-
-class OutputConsole(Console):
-    """Standard output: styled on a terminal, plain and unwrapped elsewhere."""
-
-    def __init__(self) -> None:
-        super().__init__(highlight=False, emoji=False, markup=False)
-        if not self.is_terminal:
-            super().__init__(
-                highlight=False, emoji=False, markup=False, width=_PLAIN_WIDTH, color_system=None
-            )
-
-    def on_broken_pipe(self) -> None:
-        """rich would exit with 1; a reader that has seen enough is no failure."""
-        raise BrokenPipeError
-
-
 class _ClusterView:
     def __init__(self, cluster: Mapping[str, Any]) -> None:
         self._cluster = cluster

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from .cluster_view import OutputConsole, render_cluster
+from ryzanstein.terminal import OutputConsole
+
+from .cluster_view import render_cluster
 
 if TYPE_CHECKING:
     from .demo_cluster import Ready

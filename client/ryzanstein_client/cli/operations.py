@@ -16,10 +16,9 @@ from ryzanstein.program import ConfigFile
 from . import options
 
 if TYPE_CHECKING:
+    from ryzanstein.terminal import OutputConsole
     from ryzanstein_client.errors import Disconnected
     from ryzanstein_client.sync import Client
-
-    from .cluster_view import OutputConsole
 
 
 def commands(app: typer.Typer) -> None:
@@ -78,7 +77,7 @@ def top(
     config: ConfigFile = None,
 ) -> None:
     """Watch the cluster live, heartbeats and steps included, until Ctrl-C. Without a terminal: a table per look."""
-    from .cluster_view import OutputConsole
+    from ryzanstein.terminal import OutputConsole
 
     console = OutputConsole()
     with (
@@ -154,7 +153,9 @@ def _show(snapshots: Iterable[dict[str, Any] | Disconnected], *, live: bool) -> 
     """One table, one that changes in place, or (without a terminal) one after the other."""
     from rich.live import Live
 
-    from .cluster_view import OutputConsole, render_cluster
+    from ryzanstein.terminal import OutputConsole
+
+    from .cluster_view import render_cluster
 
     console = OutputConsole()
     views = (render_cluster(cluster) if isinstance(cluster, dict) else str(cluster) for cluster in snapshots)

@@ -157,7 +157,7 @@ def test_every_module_of_an_extra_is_known_by_its_extra() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     module_of = {"grpcio-health-checking": "grpc_health", "grpcio-reflection": "grpc_reflection"}
     module_of |= {"nvidia-ml-py": "pynvml"}
-    for extra in ("coordinator", "worker"):
+    for extra in ("coordinator", "worker", "bench"):
         for requirement in extras[extra]:
             package = requirement.partition(">")[0].partition("=")[0].partition("[")[0].strip()
             assert EXTRA_OF_MODULE[module_of.get(package, package.replace("-", "_"))] == extra
