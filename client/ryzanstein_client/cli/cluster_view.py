@@ -15,6 +15,7 @@ from .words import STYLES, bytes_text, duration_text, rate_text, who
 #: What the state of the worker says already.
 _PLAIN_PHASES = ("", "serving", "waiting", "loaded", "active")
 
+
 class _ClusterView:
     def __init__(self, cluster: Mapping[str, Any]) -> None:
         self._cluster = cluster
