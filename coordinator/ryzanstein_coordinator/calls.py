@@ -188,6 +188,7 @@ class WorkerCalls:
             name=self._model.name,
             config_json=encode_model_config(self._model.config),
             reproducible=self._config.reproducible,
+            quantization=self._config.quantization,
         )
 
     def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:

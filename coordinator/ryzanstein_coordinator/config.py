@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ryzanstein.model_plan import DTYPE_BYTES
+from ryzanstein.model_plan import DTYPE_BYTES, INT8, INT8_ON_GPUS, QUANTIZATIONS, UNQUANTIZED
 from ryzanstein.tls import TlsFiles
 
 #: Tokens per KV block. The attention kernels, the ledger and the scheduler agree on it.
@@ -48,6 +48,8 @@ class OrchestratorConfig:
     # --- the engine's bounds
     #: "auto" is the checkpoint's.
     dtype: str = "auto"
+    #: A name of `model_plan.QUANTIZATIONS`: how the linear layers' weights are held.
+    quantization: str = UNQUANTIZED
     #: Most tokens of prompt and output together. None: the model's, cut to what fits.
     max_model_len: int | None = None
     #: Sequences that one group runs at once.
@@ -137,10 +139,7 @@ class OrchestratorConfig:
         ):
             if number < least:
                 raise ConfigError(f"{flag}: {number} is too small, give {least} or more")
-        if self.device not in _DEVICES:
-            raise ConfigError(f"--device: {self.device!r} is not one of {', '.join(_DEVICES)}")
-        if self.dtype != "auto" and self.dtype not in DTYPE_BYTES:
-            raise ConfigError(f"--dtype: {self.dtype!r} is not one of auto, {', '.join(DTYPE_BYTES)}")
+        self._check_numerics()
         if self.max_model_len is not None and self.max_model_len < BLOCK_SIZE:
             raise ConfigError(
                 f"--max-model-len: {self.max_model_len} is too small, give {BLOCK_SIZE} or more"
@@ -165,6 +164,18 @@ class OrchestratorConfig:
         self._check_times()
         if not self.insecure and not is_loopback(self.host):
             self._check_protected()
+
+    def _check_numerics(self) -> None:
+        if self.device not in _DEVICES:
+            raise ConfigError(f"--device: {self.device!r} is not one of {', '.join(_DEVICES)}")
+        if self.dtype != "auto" and self.dtype not in DTYPE_BYTES:
+            raise ConfigError(f"--dtype: {self.dtype!r} is not one of auto, {', '.join(DTYPE_BYTES)}")
+        if self.quantization not in QUANTIZATIONS:
+            raise ConfigError(
+                f"--quantization: {self.quantization!r} is not one of {', '.join(QUANTIZATIONS)}"
+            )
+        if self.quantization == INT8 and self.device == "cuda":
+            raise ConfigError(f"--quantization: {INT8_ON_GPUS}")
 
     def _check_protected(self) -> None:
         missing = [] if self.tls.serves else ["--tls-cert-file and --tls-key-file"]

@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ryzanstein.model_plan import UNQUANTIZED
 from ryzanstein.program import ConfigFile, LogFormat, LogLevel
+from ryzanstein.sizes import parse_bytes
 from ryzanstein.tls import TlsFiles
 
 from .config import OrchestratorConfig, default_state_dir
-
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>|B|[KMGT]i?B?)", re.IGNORECASE)
-_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
-
-
-def parse_bytes(text: str | int) -> int:
-    """`80GiB`, `512MB`, `1.5G` or a plain number of bytes. KiB, MiB … are powers of 1024, KB, MB … and K, M … of 1000.
-
-    Raises:
-        typer.BadParameter: it is none of these.
-    """
-    match = _SIZE.fullmatch(str(text).strip())
-    if match is None:
-        raise typer.BadParameter(
-            f"{text!r} is not a size: give bytes, or a number with a unit, such as 80GiB"
-        )
-    unit = match["unit"].upper()
-    base = 1024 if "I" in unit else 1000
-    return int(float(match["number"]) * base ** _POWERS.get(unit[:1], 0))
 
 
 def configuration(
@@ -47,6 +29,10 @@ def configuration(
     dtype: Annotated[
         str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16")
     ] = "auto",
+    quantization: Annotated[
+        str,
+        typer.Option(help="none, or int8: weights in 8-bit integers, half the bytes of bfloat16; on CPUs"),
+    ] = UNQUANTIZED,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="0 picks a free one")] = 50051,
     http_port: Annotated[int, typer.Option(help="0 picks a free one")] = 8000,
@@ -148,6 +134,7 @@ def configuration(
         data_parallel_size=data_parallel_size,
         device=device,
         dtype=dtype,
+        quantization=quantization,
         host=host,
         grpc_port=grpc_port,
         http_port=http_port,

@@ -12,11 +12,13 @@ from typing import Annotated
 import typer
 
 from ryzanstein.logs import configure_logging
+from ryzanstein.model_plan import INT8, UNQUANTIZED
 from ryzanstein.program import ConfigFile
 from ryzanstein.service_manager import ServiceManager
+from ryzanstein.sizes import parse_bytes
 
 from .config import OrchestratorConfig
-from .flags import command, parse_bytes
+from .flags import command
 
 
 def commands(app: typer.Typer) -> None:
@@ -56,6 +58,9 @@ def plan(
     max_model_len: Annotated[int | None, typer.Option(help="tokens of prompt and output together")] = None,
     max_num_seqs: Annotated[int, typer.Option(help="sequences that run at once")] = 64,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
+    quantization: Annotated[
+        str, typer.Option(help="none, or int8, which is for CPUs: --gpu-memory is then each worker's memory")
+    ] = UNQUANTIZED,
     memory_utilization: Annotated[float, typer.Option(help="share of the memory to use, in (0, 1]")] = 0.9,
     as_json: Annotated[bool, typer.Option("--json", help="the ledger as JSON")] = False,
     config: ConfigFile = None,
@@ -69,9 +74,11 @@ def plan(
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         dtype=dtype,
+        quantization=quantization,
         memory_utilization=memory_utilization,
     )
-    ledger = plan_for_devices(settings, device_bytes=gpu_memory)
+    kind = "cpu" if quantization == INT8 else "cuda"
+    ledger = plan_for_devices(settings, device_bytes=gpu_memory, kind=kind)
     text = json.dumps(plan_json(ledger), indent=2) if as_json else render_plan(ledger)
     sys.stdout.write(text.rstrip("\n") + "\n")
     if not ledger.fits:

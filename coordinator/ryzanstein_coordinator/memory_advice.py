@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ryzanstein.model_plan import ModelConfig, tensor_parallel_sizes
+from ryzanstein.model_plan import INT8, UNQUANTIZED, ModelConfig, tensor_parallel_sizes
 
 from .config import BLOCK_SIZE, OrchestratorConfig
 from .memory_ledger import MIB, format_bytes
@@ -28,6 +28,7 @@ def what_would_fit(
         _fewer_sequences(config, model, size, shares),
         _more_of_the_device(config, model, size, shares),
         _smaller_numbers(config, model, size, shares),
+        _smaller_weights(config, model, size, shares),
         _more_ranks(config, model, size, shares),
     ]
     return tuple(sentence for sentence in found if sentence)
@@ -96,6 +97,15 @@ def _smaller_numbers(
     changed = replace(config, dtype="bfloat16")
     fits = MemoryPlanner(changed, model).plan(size, shares).fits
     return "--dtype bfloat16 fits: half the bytes, rounded numbers" if fits else ""
+
+
+def _smaller_weights(
+    config: OrchestratorConfig, model: ModelConfig, size: int, shares: tuple[DeviceShare, ...]
+) -> str:
+    if config.quantization != UNQUANTIZED or any(share.kind != "cpu" for share in shares):
+        return ""
+    fits = MemoryPlanner(replace(config, quantization=INT8), model).plan(size, shares).fits
+    return "--quantization int8 fits: linear layers' weights in 8-bit integers" if fits else ""
 
 
 def _more_ranks(

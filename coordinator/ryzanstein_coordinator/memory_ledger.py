@@ -3,7 +3,8 @@
 With T = max_batched_tokens, R = max_num_seqs, N ranks, b bytes per element, hidden size H, intermediate size
 I, vocabulary V, head size d, and a rank's hq query and hkv key-value heads:
 
-    weights       every parameter of the rank, padding included
+    weights       every parameter of the rank, padding included; with --quantization int8 one byte for each
+                  element of a linear layer's weight and eight for each of its output features
     workspace     3·T·H·b          residual, normalised input and branch output
                   + T·H·4          the norm's sum in float32
                   + max(T·(2·hq + 4·hkv + hq)·d·b,  T·3·⌈I/N⌉·b)
@@ -11,6 +12,8 @@ I, vocabulary V, head size d, and a rank's hq query and hkv key-value heads:
                                    output, or gate, up and their product
                   + R·⌈V/N⌉·b + 2·R·N·⌈V/N⌉·4
                                    the rank's logits, then all ranks' in float32, then those without padding
+                  + T·(max(H, hq·d, ⌈I/N⌉) + 4)  with --quantization int8: a layer's input in 8-bit integers with
+                                   its scales; in float16 also T·2·⌈I/N⌉·4, a product before it is rounded
     communicator  nothing for one rank; on CPUs 2·T·H·4 + R·⌈V/N⌉·4 of buffers; on GPUs what NCCL takes
     runtime       what the process held before it loaded anything, measured when it registered, and the kernels that
                   come with the first steps
@@ -23,6 +26,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ryzanstein.model_plan import (
+    INT8,
+    UNQUANTIZED,
     ModelConfig,
     dtype_bytes,
     kv_bytes_per_token,
@@ -70,15 +75,24 @@ class Needs:
 
 
 def rank_needs(
-    model: ModelConfig, size: int, *, dtype: str, kind: str, max_batched_tokens: int, max_num_seqs: int
+    model: ModelConfig,
+    size: int,
+    *,
+    dtype: str,
+    kind: str,
+    max_batched_tokens: int,
+    max_num_seqs: int,
+    quantization: str = UNQUANTIZED,
 ) -> Needs:
     """What one of `size` ranks needs on a device of `kind` ("cpu" or "cuda").
 
     Raises ModelError if the model can't be split over `size` ranks.
     """
     # On CPUs a tied head is packed: a second copy beside the embedding.
-    weights = weight_bytes_per_rank(model, size, dtype, packed=kind == "cpu")
+    weights = weight_bytes_per_rank(model, size, dtype, packed=kind == "cpu", quantization=quantization)
     workspace = _workspace_bytes(model, size, dtype, max_batched_tokens, max_num_seqs)
+    if quantization == INT8:
+        workspace += _int8_workspace_bytes(model, size, dtype, max_batched_tokens)
     return Needs(
         weights=weights,
         workspace=workspace,
@@ -106,6 +120,13 @@ def _workspace_bytes(model: ModelConfig, size: int, dtype: str, tokens: int, row
     vocabulary = -(-model.vocab_size // size)
     logits = rows * vocabulary * element + 2 * rows * size * vocabulary * 4
     return streams + max(attention, mlp) + logits
+
+
+def _int8_workspace_bytes(model: ModelConfig, size: int, dtype: str, tokens: int) -> int:
+    inner = -(-model.intermediate_size // size)
+    widest = max(model.hidden_size, model.num_heads // size * model.head_dim, inner)
+    widened = 2 * inner * 4 if dtype == "float16" else 0
+    return tokens * (widest + 4 + widened)
 
 
 def _communicator_bytes(model: ModelConfig, size: int, kind: str, tokens: int, rows: int) -> int:

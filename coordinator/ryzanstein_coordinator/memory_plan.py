@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ryzanstein.model_plan import ModelConfig, ModelError
+from ryzanstein.model_plan import INT8, INT8_ON_GPUS, ModelConfig, ModelError
 
 from .config import BLOCK_SIZE, OrchestratorConfig
 from .group_record import EngineBounds
@@ -98,6 +98,7 @@ class MemoryPlanner:
     def plan(self, size: int, shares: tuple[DeviceShare, ...]) -> MemoryPlan:
         """Plans a group of `size` ranks on these devices, one per rank; a refusal comes without advice."""
         try:
+            self._check_quantization(shares)
             needs = self._needs(size, shares[0].kind)
         except ModelError as error:
             return MemoryPlan(ledgers=(), kv_bytes_per_token=0, bounds=None, refusal=str(error))
@@ -180,11 +181,16 @@ class MemoryPlanner:
             f"may use {format_bytes(ledger.budget)} of {format_bytes(share.total_bytes)}{shared}"
         )
 
+    def _check_quantization(self, shares: tuple[DeviceShare, ...]) -> None:
+        if self._config.quantization == INT8 and any(share.kind != "cpu" for share in shares):
+            raise ModelError(INT8_ON_GPUS)
+
     def _needs(self, size: int, kind: str) -> Needs:
         return rank_needs(
             self._model,
             size,
             dtype=self.dtype,
+            quantization=self._config.quantization,
             kind=kind,
             max_batched_tokens=self._batched_tokens(kind),
             max_num_seqs=self._config.max_num_seqs,

@@ -121,6 +121,7 @@ def cluster_snapshot(
             dtype=dtype,
             max_model_len=max_model_len,
             parameters=model.parameters,
+            quantization=config.quantization,
         ),
         groups=groups,
         workers=[

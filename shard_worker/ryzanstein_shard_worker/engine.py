@@ -264,9 +264,13 @@ class Engine:
     ) -> tuple[EpochMembership, Runner]:
         limits = request.limits
         self._logs.bind(group=request.group_id, rank=request.rank, epoch=request.epoch)
-        shard = self._shelf.take(request.rank, len(request.members))  # the others go before the pages come
+        key = ShardKey.of_rank(request.model, request.rank, len(request.members))
+        shard = self._shelf.take(key)  # the others go before the pages come
         if shard is None:
-            raise RuntimeError(f"rank {request.rank} of {len(request.members)} has no shard loaded here")
+            raise RuntimeError(
+                f"rank {key.rank} of {key.tensor_parallel_size} has no shard loaded here in {key.dtype}, "
+                f"quantization {key.quantization}"
+            )
         self._gives_way = False
         self._set(state=cluster_pb2.WORKER_STATE_LOADING, phase="forming", epoch=request.epoch, fault=None)
         bound_memory(self._device, limits.memory_bytes)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 import torch
 
 from ryzanstein.model_plan import (
+    INT8,
+    INT8_ON_GPUS,
+    UNQUANTIZED,
     CheckpointIndex,
     ModelConfig,
     ModelError,
+    check_quantization,
     decode_model_config,
     kv_head_range,
     open_checkpoint,
@@ -44,17 +48,28 @@ class ShardKey:
     rank: int
     tensor_parallel_size: int
     reproducible: bool
+    quantization: str = UNQUANTIZED
 
     @classmethod
     def of(cls, request: shard_worker_pb2.LoadShardRequest) -> ShardKey:
-        model = request.model
+        return cls.of_rank(request.model, request.rank, request.tensor_parallel_size)
+
+    @classmethod
+    def of_rank(cls, model: shard_worker_pb2.ModelSpec, rank: int, size: int) -> ShardKey:
         return cls(
             fingerprint=model.fingerprint,
             dtype=model.dtype,
             max_model_len=model.max_model_len,
-            rank=request.rank,
-            tensor_parallel_size=request.tensor_parallel_size,
+            rank=rank,
+            tensor_parallel_size=size,
             reproducible=model.reproducible,
+            quantization=model.quantization or UNQUANTIZED,
+        )
+
+    def is_of_model(self, other: ShardKey) -> bool:
+        """Whether both are parts of the same weights in the same form."""
+        return replace(self, rank=0, tensor_parallel_size=0, max_model_len=0) == replace(
+            other, rank=0, tensor_parallel_size=0, max_model_len=0
         )
 
 
@@ -143,7 +158,8 @@ class Shard:
         return pool
 
     def _pack(self, module: str) -> None:
-        self.model.pack_module(module, reproducible=self.key.reproducible)
+        key = self.key
+        self.model.pack_module(module, reproducible=key.reproducible, quantization=key.quantization)
 
     def _complete(self, started_at: float, source: str) -> None:
         self.loaded = True
@@ -153,6 +169,7 @@ class Shard:
             rank=self.key.rank,
             source=source,
             weights_bytes=self.weights_bytes,
+            quantization=self.key.quantization,
             seconds=round(self.duration_s, 3),
         )
 
@@ -167,8 +184,11 @@ def build_shard(
         model_dir: this worker's own copy; None means the directory that the coordinator named, if this host has it.
 
     Raises:
-        ModelError: the checkpoint here is not the one that the coordinator serves.
+        ModelError: the checkpoint here is not the one that the coordinator serves, or its weights can't be held on
+            this device as asked.
     """
+    key = ShardKey.of(request)
+    _check_quantization(key, device)
     directory = model_dir or Path(request.model.path)
     index = None
     if model_dir is not None or (directory / "config.json").is_file():
@@ -183,9 +203,14 @@ def build_shard(
     else:
         log.info("no_checkpoint_here", directory=str(directory))
         config = decode_model_config(request.model.config_json)
-    key = ShardKey.of(request)
     handler = RebindableHandler(key.rank, key.tensor_parallel_size)
     return Shard(key, config, _blank(key, config, handler, device), handler, index)
+
+
+def _check_quantization(key: ShardKey, device: torch.device) -> None:
+    check_quantization(key.quantization)
+    if key.quantization == INT8 and device.type != "cpu":
+        raise ModelError(INT8_ON_GPUS)
 
 
 def _blank(key: ShardKey, config: ModelConfig, handler: RebindableHandler, device: torch.device) -> Decoder:

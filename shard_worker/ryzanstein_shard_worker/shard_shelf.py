@@ -38,7 +38,9 @@ class ShardShelf:
         Raises:
             ModelError: the files are not those of the coordinator's model; and whatever `progress` raises.
         """
-        shard = self.find(ShardKey.of(request))
+        key = ShardKey.of(request)
+        self._drop_other_models(key)  # before the new one is read, not beside it
+        shard = self.find(key)
         if shard is None:
             shard = build_shard(request, model_dir=model_dir, device=device)
             if shard.index is not None:
@@ -46,16 +48,26 @@ class ShardShelf:
         self._put(shard, beside=request.beside)
         return shard
 
-    def take(self, rank: int, size: int) -> Shard | None:
-        """The shard of this rank, which is the only one from here on. None: it is not here, and all stay."""
+    def take(self, key: ShardKey) -> Shard | None:
+        """The shard of this rank, dtype and quantization, which is the only one from here on. None: it is not here,
+        and all stay."""
+        place = (key.rank, key.tensor_parallel_size)
         fitting = [
-            s for s in self._shards.values() if (s.key.rank, s.key.tensor_parallel_size) == (rank, size)
+            shard
+            for shard in self._shards.values()
+            if (shard.key.rank, shard.key.tensor_parallel_size) == place and shard.key.is_of_model(key)
         ]
         if not fitting:
             return None
         self.current = fitting[-1]
         self._shards = {self.current.key: self.current}
         return self.current
+
+    def _drop_other_models(self, key: ShardKey) -> None:
+        """What a coordinator that served other weights, or these in another form, had loaded here."""
+        self._shards = {held: shard for held, shard in self._shards.items() if held.is_of_model(key)}
+        if self.current is not None and self.current.key not in self._shards:
+            self.current = None
 
     def _put(self, shard: Shard, *, beside: bool) -> None:
         """One more; it is the current one unless it only stands `beside` that."""

@@ -12,6 +12,7 @@ from .config_json import decode_model_config, encode_model_config
 from .fields import ModelError
 from .layouts import open_checkpoint
 from .memory import dtype_bytes, kv_bytes_per_token, parameter_count, weight_bytes_per_rank
+from .quantization import INT8, INT8_ON_GPUS, QUANTIZATIONS, UNQUANTIZED, check_quantization, is_quantized
 from .rope import RopeScaling
 from .tensors import (
     ParameterPlan,
@@ -30,6 +31,10 @@ from .tensors import (
 __all__ = [
     "DTYPE_BYTES",
     "FAMILIES",
+    "INT8",
+    "INT8_ON_GPUS",
+    "QUANTIZATIONS",
+    "UNQUANTIZED",
     "Box",
     "CheckpointFile",
     "CheckpointIndex",
@@ -41,10 +46,12 @@ __all__ = [
     "Range",
     "RopeScaling",
     "TensorEntry",
+    "check_quantization",
     "check_tensor_parallel_size",
     "decode_model_config",
     "dtype_bytes",
     "encode_model_config",
+    "is_quantized",
     "kv_bytes_per_token",
     "kv_head_range",
     "module_of",

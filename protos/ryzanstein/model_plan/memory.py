@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from .config import DTYPE_BYTES, ModelConfig
 from .fields import ModelError
+from .quantization import INT8, UNQUANTIZED, check_quantization, int8_bytes, is_quantized
 from .tensors import check_tensor_parallel_size, kv_head_range, parameters, source_tensors
 
 
@@ -15,19 +17,30 @@ def parameter_count(config: ModelConfig) -> int:
 
 
 def weight_bytes_per_rank(
-    config: ModelConfig, world: int, dtype: str | None = None, *, packed: bool = False
+    config: ModelConfig,
+    world: int,
+    dtype: str | None = None,
+    *,
+    packed: bool = False,
+    quantization: str = UNQUANTIZED,
 ) -> int:
     """Bytes of one rank's weights held in `dtype` (None: that of the checkpoint), padding included.
 
     Every rank of a group has the same. A tied head counts once; `packed`: as CPUs serve it, where the head is a
-    rearranged copy of the embedding and counts too. Raises ModelError for a group size or dtype that doesn't
-    work.
+    rearranged copy of the embedding and counts too. Raises ModelError for a group size, dtype or quantization that
+    doesn't work.
     """
+    check_quantization(quantization)
+    element = dtype_bytes(dtype or config.dtype)
     plans = parameters(config, 0, world)
-    elements = sum(math.prod(plan.shape) for plan in plans)
     if packed and config.tie_word_embeddings:
-        elements += math.prod(plans[0].shape)
-    return elements * dtype_bytes(dtype or config.dtype)
+        plans.append(replace(plans[0], name="head.weight"))
+    return sum(
+        int8_bytes(plan.shape)
+        if quantization == INT8 and is_quantized(plan)
+        else math.prod(plan.shape) * element
+        for plan in plans
+    )
 
 
 def kv_bytes_per_token(config: ModelConfig, world: int, dtype: str | None = None) -> int:

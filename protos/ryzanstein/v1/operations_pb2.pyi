@@ -30,6 +30,7 @@ class ModelStatus(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     MAX_MODEL_LEN_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     path: _builtins.str
     architecture: _builtins.str
@@ -37,6 +38,8 @@ class ModelStatus(_message.Message):
     max_model_len: _builtins.int
     """Most tokens of prompt and output together."""
     parameters: _builtins.int
+    quantization: _builtins.str
+    """"int8", or "none": weights in the dtype."""
     def __init__(
         self,
         *,
@@ -46,10 +49,11 @@ class ModelStatus(_message.Message):
         dtype: _builtins.str = ...,
         max_model_len: _builtins.int = ...,
         parameters: _builtins.int = ...,
+        quantization: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "dtype", b"dtype", "max_model_len", b"max_model_len", "name", b"name", "parameters", b"parameters", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "dtype", b"dtype", "max_model_len", b"max_model_len", "name", b"name", "parameters", b"parameters", "path", b"path", "quantization", b"quantization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

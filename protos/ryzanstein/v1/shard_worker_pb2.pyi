@@ -56,6 +56,7 @@ class ModelSpec(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     CONFIG_JSON_FIELD_NUMBER: _builtins.int
     REPRODUCIBLE_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Directory of the checkpoint on the coordinator's host."""
     fingerprint: _builtins.str
@@ -70,6 +71,8 @@ class ModelSpec(_message.Message):
     """The configuration as ryzanstein.model_plan encodes it, for a worker without a copy of the checkpoint."""
     reproducible: _builtins.bool
     """A row's result must not depend on what else is in the batch, whatever that costs."""
+    quantization: _builtins.str
+    """"int8": the linear layers' weights are held as 8-bit integers, for CPUs. Empty or "none": all in the dtype."""
     def __init__(
         self,
         *,
@@ -80,10 +83,11 @@ class ModelSpec(_message.Message):
         name: _builtins.str = ...,
         config_json: _builtins.str = ...,
         reproducible: _builtins.bool = ...,
+        quantization: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_json", b"config_json", "dtype", b"dtype", "fingerprint", b"fingerprint", "max_model_len", b"max_model_len", "name", b"name", "path", b"path", "reproducible", b"reproducible"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_json", b"config_json", "dtype", b"dtype", "fingerprint", b"fingerprint", "max_model_len", b"max_model_len", "name", b"name", "path", b"path", "quantization", b"quantization", "reproducible", b"reproducible"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

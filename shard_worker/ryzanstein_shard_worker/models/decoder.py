@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ryzanstein.model_plan import ModelConfig, check_tensor_parallel_size
+from ryzanstein.model_plan import UNQUANTIZED, ModelConfig, check_tensor_parallel_size
 
 from ..communication import CommunicationHandler
 from ..parallel import (
@@ -118,7 +118,7 @@ class Decoder(TensorParallelLayer):
         yield "norm", self.norm
         yield "head", self.head
 
-    def pack_module(self, name: str, *, reproducible: bool = True) -> None:
+    def pack_module(self, name: str, *, reproducible: bool = True, quantization: str = UNQUANTIZED) -> None:
         """Packs one of `layers_in_order` whose parameters are complete; fits the loader's on_layer_complete.
 
         A tied head is packed with "embedding". Set torch's number of threads before: what is packed is
@@ -129,9 +129,9 @@ class Decoder(TensorParallelLayer):
         """
         module = dict(self.layers_in_order())[name]
         if isinstance(module, TensorParallelLayer):
-            module.pack(reproducible=reproducible)
+            module.pack(reproducible=reproducible, quantization=quantization)
         if name == "embedding" and self.head.tied:
-            self.head.pack(reproducible=reproducible)
+            self.head.pack(reproducible=reproducible, quantization=quantization)
 
     @property
     def weights_bytes(self) -> int:

@@ -43,3 +43,15 @@ RZ_EXPORT void rz_swiglu(int32_t dtype, int32_t level, void *out, const void *ga
 {
     CALL(rz_swiglu, dtype, out, gate_up, rows, n)
 }
+
+RZ_EXPORT void rz_quantize_rows(int32_t dtype, int32_t level, int8_t *out, float *scales, const void *x, int64_t rows,
+                                int64_t n)
+{
+    CALL(rz_quantize_rows, dtype, out, scales, x, rows, n)
+}
+
+RZ_EXPORT void rz_rescale_rows(int32_t dtype, int32_t level, void *x, const float *scales, const void *bias,
+                               int64_t rows, int64_t n)
+{
+    CALL(rz_rescale_rows, dtype, x, scales, bias, rows, n)
+}

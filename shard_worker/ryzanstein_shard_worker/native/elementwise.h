@@ -25,10 +25,19 @@ typedef void rz_rotate_heads_function(int dtype, void *heads, int64_t rows, int6
 /* out [rows, n] = silu(gate) * up, of gate_up [rows, 2 n]. */
 typedef void rz_swiglu_function(int dtype, void *out, const void *gate_up, int64_t rows, int64_t n);
 
+/* out [rows, n] = x / scale, rounded to nearest, ties to even; scales [rows] = largest absolute value / 127. */
+typedef void rz_quantize_rows_function(int dtype, int8_t *out, float *scales, const void *x, int64_t rows, int64_t n);
+
+/* x [rows, n] = x * scales [rows] + bias [n], in place; without a bias where there is none. */
+typedef void rz_rescale_rows_function(int dtype, void *x, const float *scales, const void *bias, int64_t rows,
+                                      int64_t n);
+
 #define RZ_ELEMENTWISE_LEVEL(level)                                                                                    \
     RZ_HIDDEN rz_add_rms_norm_function rz_add_rms_norm_##level;                                                        \
     RZ_HIDDEN rz_rotate_heads_function rz_rotate_heads_##level;                                                        \
-    RZ_HIDDEN rz_swiglu_function rz_swiglu_##level;
+    RZ_HIDDEN rz_swiglu_function rz_swiglu_##level;                                                                    \
+    RZ_HIDDEN rz_quantize_rows_function rz_quantize_rows_##level;                                                      \
+    RZ_HIDDEN rz_rescale_rows_function rz_rescale_rows_##level;
 RZ_ELEMENTWISE_LEVEL(baseline)
 RZ_ELEMENTWISE_LEVEL(avx2)
 RZ_ELEMENTWISE_LEVEL(avx512)

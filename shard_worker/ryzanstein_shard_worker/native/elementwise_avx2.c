@@ -20,8 +20,15 @@ INLINE void store_shorts(char *at, words value)
     __m256i halves = _mm256_packus_epi32((__m256i)value, (__m256i)value); /* of each half of the lanes, twice */
     _mm_storeu_si128((void *)at, _mm256_castsi256_si128(_mm256_permute4x64_epi64(halves, 0x08)));
 }
+INLINE void store_octets(char *at, words value)
+{
+    __m128i low = _mm256_castsi256_si128((__m256i)value), high = _mm256_extracti128_si256((__m256i)value, 1);
+    __m128i shorts = _mm_packs_epi32(low, high);
+    _mm_storel_epi64((void *)at, _mm_packs_epi16(shorts, shorts));
+}
 
 #include "elementwise_kernel.h"
+#include "int8_rows_kernel.h"
 #else
 typedef int rz_no_avx2_here; /* an empty file is not C */
 #endif

@@ -19,8 +19,13 @@ INLINE void store_shorts(char *at, words value)
 {
     _mm256_storeu_si256((void *)at, _mm512_cvtepi32_epi16((__m512i)value));
 }
+INLINE void store_octets(char *at, words value)
+{
+    _mm_storeu_si128((void *)at, _mm512_cvtepi32_epi8((__m512i)value));
+}
 
 #include "elementwise_kernel.h"
+#include "int8_rows_kernel.h"
 #else
 typedef int rz_no_avx512_here; /* an empty file is not C */
 #endif

@@ -5,6 +5,8 @@
 #include <arm_neon.h>
 #endif
 
+#include <string.h>
+
 #include "elementwise.h"
 
 #define TARGET
@@ -32,9 +34,20 @@ INLINE void store_shorts(char *at, words value)
     __m128i halves = _mm_shufflehi_epi16(_mm_shufflelo_epi16((__m128i)value, 0x08), 0x08);
     _mm_storel_epi64((void *)at, _mm_shuffle_epi32(halves, 0x08));
 }
+INLINE void store_octets(char *at, words value)
+{
+    __m128i shorts = _mm_packs_epi32((__m128i)value, (__m128i)value);
+    int32_t packed = _mm_cvtsi128_si32(_mm_packs_epi16(shorts, shorts));
+    memcpy(at, &packed, sizeof packed);
+}
 #elif defined(__aarch64__)
 INLINE words load_shorts(const char *at) { return (words)vmovl_u16(vld1_u16((const uint16_t *)at)); }
 INLINE void store_shorts(char *at, words value) { vst1_u16((uint16_t *)at, vmovn_u32((uint32x4_t)value)); }
+INLINE void store_octets(char *at, words value)
+{
+    for (int lane = 0; lane < LANES; lane++)
+        at[lane] = (char)value[lane];
+}
 #else
 INLINE words load_shorts(const char *at)
 {
@@ -46,6 +59,12 @@ INLINE void store_shorts(char *at, words value)
     for (int lane = 0; lane < LANES; lane++)
         ((uint16_t *)at)[lane] = (uint16_t)value[lane];
 }
+INLINE void store_octets(char *at, words value)
+{
+    for (int lane = 0; lane < LANES; lane++)
+        at[lane] = (char)value[lane];
+}
 #endif
 
 #include "elementwise_kernel.h"
+#include "int8_rows_kernel.h"

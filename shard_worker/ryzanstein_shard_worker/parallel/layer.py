@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from ryzanstein.model_plan import UNQUANTIZED
+
 from ..communication import CommunicationHandler
 
 
@@ -24,7 +26,7 @@ class TensorParallelLayer(nn.Module):
         super().__init__()
         self.handler = handler
 
-    def pack(self, *, reproducible: bool = True) -> None:
+    def pack(self, *, reproducible: bool = True, quantization: str = UNQUANTIZED) -> None:
         """Puts the weights into the form that serving on this CPU reads fastest, once and for good.
 
         The plain weights of linear layers are released; from then on the layer works without gradients only.
@@ -32,9 +34,10 @@ class TensorParallelLayer(nn.Module):
 
         Args:
             reproducible: a row's result must not depend on how many rows are computed with it.
+            quantization: `INT8`: linear layers keep their weights as 8-bit integers, where the device can.
         """
         for layer in parallel_layers(self):
-            layer.pack(reproducible=reproducible)
+            layer.pack(reproducible=reproducible, quantization=quantization)
 
     @property
     def weight_bytes(self) -> int:

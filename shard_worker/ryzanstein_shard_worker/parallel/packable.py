@@ -5,13 +5,17 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ryzanstein.model_plan import INT8, UNQUANTIZED
+
 from ..communication import CommunicationHandler
 from .layer import TensorParallelLayer
 from .packed_weight import PackedWeight, can_pack
+from .quantized_weight import QuantizedWeight, can_quantize
 
 
 class PackableLinear(TensorParallelLayer):
-    """Multiplies by a local weight [N, K], which is plain (and can be trained) or packed (and can't).
+    """Multiplies by a local weight [N, K], which is plain (and can be trained) or packed (and can't), perhaps as 8-bit
+    integers.
 
     Args:
         handler: of the group.
@@ -25,7 +29,7 @@ class PackableLinear(TensorParallelLayer):
         super().__init__(handler)
         self.weight = weight
         self.bias = bias
-        self._packed: PackedWeight | None = None
+        self._packed: PackedWeight | QuantizedWeight | None = None
 
     @property
     def packed(self) -> bool:
@@ -41,17 +45,22 @@ class PackableLinear(TensorParallelLayer):
     def packed_bytes(self) -> int:
         return 0 if self._packed is None else self._packed.nbytes
 
-    def pack(self, *, reproducible: bool = True) -> None:
+    def pack(self, *, reproducible: bool = True, quantization: str = UNQUANTIZED) -> None:
         if self._packed is not None:
             return
         weight = self.trainable_weight()
-        if can_pack(weight.dtype, weight.device):
+        if quantization == INT8 and can_quantize(weight.dtype, weight.device):
+            self._packed = QuantizedWeight(weight)
+            self.weight = None
+        elif can_pack(weight.dtype, weight.device):
             self._packed = PackedWeight(weight, reproducible=reproducible)
             self.weight = None
 
     def plain_weight(self) -> Tensor:
         """The local weight [N, K] with the bits that were loaded; in new memory where only the packed one is
-        left."""
+        left. Raises RuntimeError once it is quantised: those bits are gone."""
+        if isinstance(self._packed, QuantizedWeight):
+            raise RuntimeError("the weight was quantised when it was loaded: its own bits are gone")
         return self.trainable_weight() if self._packed is None else self._packed.plain()
 
     def trainable_weight(self) -> Tensor:
