@@ -1,0 +1,1 @@
+"""Load on a cluster that serves, and what it was like to wait for it: `ryzanstein bench serving` and `scaling`."""
