@@ -70,7 +70,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
         coordinator = stack.enter_context(
             hosts.run(
                 0, "coordinator", str(BUNDLED_MODEL), "--tensor-parallel-size", "2", "--host", ADDRESSES[0],
-                "--insecure", "--grpc-port", str(GRPC), "--http-port", str(HTTP),
+                "--insecure", "--grpc-port", str(GRPC), "--http-port", str(HTTP), "--collective-timeout", "5",
                 "--state-dir", str(tmp_path_factory.mktemp("state")), module="ryzanstein_coordinator",
             )
         )  # fmt: skip

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import psutil
 import pytest
 
-from .chaos import disturbed_cluster, kills_in_a_row
+from .chaos import kills_in_a_row
 from .conftest import Scene
 from .faults import memory_limited
-from .watching import Footprint
+from .watching import Footprint, HealthWatch
 
 
 def assert_blamed(recovery: dict[str, object], victim: dict[str, object], cause: str = "process") -> None:
@@ -60,26 +58,26 @@ def test_killed_by_the_kernel_because_memory_ran_out(scene: Scene) -> None:
         pytest.skip(f"no control group for memory can be made here: {error}")
 
 
-def test_a_few_kills_in_a_row_under_load(tmp_path: Path) -> None:
+def test_a_few_kills_in_a_row_under_load(scene: Scene) -> None:
     """`make chaos` is the long form."""
-    with disturbed_cluster(tmp_path, streams=16) as (cluster, traffic, health):
-        coordinator = next(p for p in cluster.children() if "coordinator" in p.cmdline())
-        before = Footprint.of(coordinator.pid)
-        for kill in kills_in_a_row(cluster, traffic, health, 3, spares=1):
+    cluster, traffic = scene.cluster, scene.traffic
+    coordinator = next(p for p in cluster.children() if "coordinator" in p.cmdline())
+    before = Footprint.of(coordinator.pid)
+    with HealthWatch(cluster.http) as health:
+        for kill in kills_in_a_row(cluster, traffic, health, 3, spares=scene.spares):
             assert not kill.misreported
             assert kill.worst_stall_s < 5, "no target, only a sign of a lost replay; see docs/benchmarks.md"
             assert not kill.falsely_ill
-        assert not Footprint.of(coordinator.pid).growth_over(before)
+    assert not Footprint.of(coordinator.pid).growth_over(before)
 
 
-def test_an_idle_group_loses_a_rank_and_answers_again(tmp_path: Path) -> None:
-    with disturbed_cluster(tmp_path, streams=1) as (cluster, traffic, _):
-        traffic.pause()
-        epoch, victim = cluster.snapshot()["epoch"], cluster.workers()[1]
-        psutil.Process(victim["pid"]).kill()
-        snapshot = cluster.wait_for(
-            lambda s: s["epoch"] > epoch and s["state"] == "serving", "it serves again"
-        )
-        assert snapshot["last_recovery"]["culprit"]["worker_id"] == victim["id"]
-        assert snapshot["last_recovery"]["requests_resumed"] == 0
-        traffic.go_on()
+def test_an_idle_group_loses_a_rank_and_answers_again(quiet: Scene) -> None:
+    epoch, victim = quiet.epoch, quiet.worker(1)
+    psutil.Process(victim["pid"]).kill()
+    snapshot = quiet.cluster.wait_for(
+        lambda s: s["epoch"] > epoch and s["state"] == "serving", "it serves again"
+    )
+    assert snapshot["last_recovery"]["culprit"]["worker_id"] == victim["id"]
+    assert snapshot["last_recovery"]["requests_resumed"] == 0
+    quiet.traffic.go_on()
+    quiet.whole()

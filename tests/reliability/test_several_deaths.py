@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import psutil
 import pytest
 
-from .chaos import disturbed_cluster
 from .conftest import Scene
 
 
@@ -40,13 +37,13 @@ def test_two_ranks_and_the_spare_die_at_once(scene: Scene) -> None:
     scene.recovered(epoch)
 
 
-def test_without_a_spare_the_restarted_worker_takes_the_rank(tmp_path: Path) -> None:
-    with disturbed_cluster(tmp_path, streams=8, spares=0) as (cluster, traffic, _):
-        for rank in (0, 1):
-            epoch, victim = cluster.snapshot()["epoch"], cluster.workers()[rank]
-            psutil.Process(victim["pid"]).kill()
-            cluster.wait_for(
-                lambda s, epoch=epoch: s["state"] == "serving" and s["epoch"] > epoch, "it serves again"
-            )
-            assert cluster.workers()[rank]["id"] == victim["id"]
-            traffic.wait_for_flow()
+def test_without_a_spare_the_restarted_worker_takes_the_rank(scene_without_spare: Scene) -> None:
+    scene = scene_without_spare
+    for rank in (0, 1):
+        epoch, victim = scene.epoch, scene.worker(rank)
+        psutil.Process(victim["pid"]).kill()
+        scene.cluster.wait_for(
+            lambda s, epoch=epoch: s["state"] == "serving" and s["epoch"] > epoch, "it serves again"
+        )
+        assert scene.worker(rank)["id"] == victim["id"]
+        scene.traffic.wait_for_flow()

@@ -5,41 +5,16 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from ryzanstein_client import Client, InvalidRequest, RyzansteinError
-from tests.cluster.harness import BUNDLED_MODEL, Cluster
+from tests.cluster.harness import Cluster
 
-from .chaos import wait_for_spares
-from .conftest import Scene
-from .faults import Failpoints
+from .conftest import COLLECTIVE_TIMEOUT_S, Scene
 from .test_kills import assert_blamed
-from .traffic import Traffic, sampled_requests
-
-STREAMS = 8
-#: Long enough for a busy machine, and a test need not wait for long.
-COLLECTIVE_TIMEOUT_S = 2.0
-
-
-@pytest.fixture(scope="module")
-def shared_scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    """Two ranks and a spare that don't wait long for each other."""
-    failpoints = Failpoints(tmp_path_factory.mktemp("failpoints"))
-    requests = sampled_requests(STREAMS + 6, seed=15, vocab_size=1003, tokens=160)
-    flags = ["--spares", "1", "--collective-timeout", str(COLLECTIVE_TIMEOUT_S)]
-    state_dir = tmp_path_factory.mktemp("state")
-    with Cluster(state_dir, BUNDLED_MODEL, *flags, failpoints=failpoints.directory) as cluster:
-        cluster.ready()
-        wait_for_spares(cluster, 1)
-        with Traffic(cluster.grpc, requests, streams=STREAMS) as traffic:
-            yield Scene(cluster, failpoints, traffic, spares=1)
-        assert not traffic.failures, traffic.failures
-        assert traffic.finished > STREAMS, "hardly any request was compared to its end"
 
 
 def recovery_line(cluster: Cluster, epoch: int) -> dict[str, Any]:
@@ -53,15 +28,6 @@ def recovery_line(cluster: Cluster, epoch: int) -> dict[str, Any]:
                     return entry
         time.sleep(0.02)
     raise AssertionError(f"no log line of the recovery of epoch {epoch}: {cluster.stderr[-4000:]}")
-
-
-@pytest.fixture
-def quiet(scene: Scene) -> Iterator[Scene]:
-    """No streams for the time of the test."""
-    scene.traffic.pause()
-    yield scene
-    scene.failpoints.clear()
-    scene.traffic.go_on()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -146,23 +112,23 @@ def test_the_request_with_which_memory_runs_out_again_is_refused(quiet: Scene) -
     assert "this request of 3000 tokens (3000 of the prompt, 0 generated) is too large" in str(asked.failure)
 
 
-def test_a_request_that_breaks_its_group_each_time_is_given_up(tmp_path: Path) -> None:
-    failpoints = Failpoints(tmp_path / "failpoints")
-    failpoints.directory.mkdir()
-    with Cluster(tmp_path / "state", failpoints=failpoints.directory) as cluster:
-        cluster.ready()
-        asked = Asked(cluster, [9] * 200)
-        deadline = time.monotonic() + 30
-        while asked.is_alive():
-            assert time.monotonic() < deadline, "it is not given up"
-            failpoints.arm("step.prefill", "worker-1", "error")
-            time.sleep(0.002)
-        assert asked.failure is not None
-        assert "the group broke 5 times while it computed this request" in str(asked.failure)
-        failpoints.clear()
-        after = Asked(cluster, [9] * 20)
-        after.join(20)
-        assert after.failure is None
+def test_a_request_that_breaks_its_group_each_time_is_given_up(scene_without_spare: Scene) -> None:
+    scene = scene_without_spare
+    scene.traffic.pause()
+    victim = scene.worker(1)["id"]
+    asked = Asked(scene.cluster, [9] * 200)
+    deadline = time.monotonic() + 30
+    while asked.is_alive():
+        assert time.monotonic() < deadline, "it is not given up"
+        scene.failpoints.arm("step.prefill", victim, "error")
+        time.sleep(0.002)
+    assert asked.failure is not None
+    assert "the group broke 5 times while it computed this request" in str(asked.failure)
+    scene.failpoints.clear()
+    after = Asked(scene.cluster, [9] * 20)
+    after.join(20)
+    assert after.failure is None
+    scene.traffic.go_on()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -190,23 +156,15 @@ def test_a_spare_whose_device_fails_is_given_no_rank_and_started_again(scene: Sc
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [1])
-def test_an_engine_that_is_stuck_ends_its_process_where_there_is_no_spare(tmp_path: Path, rank: int) -> None:
+def test_an_engine_that_is_stuck_ends_its_process_where_there_is_no_spare(
+    scene_without_spare: Scene, rank: int
+) -> None:
     """The group would else wait for ever for a rank that a living process holds."""
-    failpoints = Failpoints(tmp_path / "failpoints")
-    failpoints.directory.mkdir()
-    requests = sampled_requests(6, seed=16, vocab_size=1003, tokens=120)
-    flags = ["--progress-deadline", "2"]
-    with Cluster(tmp_path / "state", BUNDLED_MODEL, *flags, failpoints=failpoints.directory) as cluster:
-        cluster.ready()
-        with Traffic(cluster.grpc, requests, streams=4) as traffic:
-            traffic.wait_for_flow()
-            scene = Scene(cluster, failpoints, traffic, spares=0)
-            epoch, culprit = scene.epoch, scene.worker(rank)
-            failpoints.arm("step.decode", culprit["id"], "sleep 1000")
-            recovery = scene.recovered(epoch)
-            assert_blamed(recovery, culprit, "stuck")
-            assert scene.worker(rank)["id"] == culprit["id"]
-            assert scene.worker(rank)["pid"] != culprit["pid"], "another process of the same worker"
-            assert "did not leave its group" in cluster.stderr
-            traffic.wait_for_flow()
-        assert not traffic.failures, traffic.failures
+    scene = scene_without_spare
+    epoch, culprit = scene.epoch, scene.worker(rank)
+    scene.failpoints.arm("step.decode", culprit["id"], "sleep 1000")
+    recovery = scene.recovered(epoch)
+    assert_blamed(recovery, culprit, "stuck")
+    assert scene.worker(rank)["id"] == culprit["id"]
+    assert scene.worker(rank)["pid"] != culprit["pid"], "another process of the same worker"
+    assert "did not leave its group" in scene.cluster.stderr
