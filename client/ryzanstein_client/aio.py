@@ -36,7 +36,8 @@ class AsyncClient:
         tls: encrypts and checks the server's certificate against the system's authorities; `tls_ca_file` (PEM)
             against others.
         tls_cert_file, tls_key_file: what this client shows to a server that asks for a certificate (PEM).
-        connect_timeout_s: how long a coordinator that never answered is called again.
+        connect_timeout_s: how long a coordinator that never answered is called again, or one that takes no request
+            because it stops or no group serves.
         resume_timeout_s: how long a stream waits for a lost coordinator before it gives up.
         call_timeout_s: for each call that is not a stream.
 

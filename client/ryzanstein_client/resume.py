@@ -111,11 +111,13 @@ class ResumableStream:
     def on_failure(self, failure: CallFailed, now_s: float) -> float:
         """Seconds to wait before the next call; raises the error with which to give up."""
         known = self.accepted is not None
+        # Of a request that was not taken only that: an overload is no better for being asked again.
+        passing = failure.postponed and (known or failure.code is grpc.StatusCode.UNAVAILABLE)
         if failure.code is grpc.StatusCode.NOT_FOUND and self._attach and not self._received:
             self._attach = False  # nothing was delivered: the request can be made anew
         elif failure.code is grpc.StatusCode.ALREADY_EXISTS and not self._attach and self._calls > 1:
             self._attach = True  # an earlier call did arrive
-        elif not failure.broken and not (known and failure.postponed):
+        elif not failure.broken and not passing:
             raise self._refusal(failure, now_s) from failure
         else:
             self._attach = known
@@ -124,6 +126,8 @@ class ResumableStream:
             raise self._deadline_error() from failure
         limit_s = self._policy.resume_timeout_s if known else self._policy.connect_timeout_s
         delay_s = self._outage.failed(now_s, limit_s, failure.retry_after_s or 0.0)
+        if delay_s is None and passing and not known:
+            raise error_from(failure) from failure
         if delay_s is None:
             raise given_up(
                 self._address,

@@ -15,7 +15,8 @@ _DELAY_OF_OUTAGE = 0.15
 class ResumePolicy:
     """How long a lost connection is tried again. All in seconds."""
 
-    #: Before the coordinator has answered for the first time.
+    #: Before the coordinator has answered for the first time, or has taken the request: one that stops, or has no group
+    #: that serves, says when to try again.
     connect_timeout_s: float = 5.0
     #: Afterwards: a restarted coordinator must be back within it. Counts only the time without a connection.
     resume_timeout_s: float = 60.0

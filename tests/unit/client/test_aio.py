@@ -283,7 +283,7 @@ async def test_every_status_becomes_its_own_exception(
 ) -> None:
     coordinator.before_call = fails_with(make)
     raised = make()
-    async with AsyncClient(coordinator.address) as client:
+    async with AsyncClient(coordinator.address, connect_timeout_s=0.0) as client:
         with pytest.raises(expected) as of_stream:
             await client.generate("hello")
         with pytest.raises(expected):

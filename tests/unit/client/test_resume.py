@@ -317,7 +317,6 @@ def test_a_stream_that_was_accepted_is_not_lost_to_a_full_queue() -> None:
 @pytest.mark.parametrize(
     ("failure", "error"),
     [
-        (CallFailed(grpc.StatusCode.UNAVAILABLE, "no group", retry_after_s=1.0), Unavailable),
         (CallFailed(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue is full", retry_after_s=0.5), QueueFull),
         (CallFailed(grpc.StatusCode.INVALID_ARGUMENT, "temperature is 3"), InvalidRequest),
         (CallFailed(grpc.StatusCode.NOT_FOUND, "model 'x'"), NotFound),
@@ -330,6 +329,42 @@ def test_what_the_server_refuses_is_not_tried_again(failure: CallFailed, error: 
     state.next_request(0.0)
     with pytest.raises(error):
         state.on_failure(failure, 0.0)
+
+
+def test_a_request_that_a_stopping_server_did_not_take_is_sent_again_as_it_was() -> None:
+    state = stream(timeout_s=60.0)
+    stopping = CallFailed(grpc.StatusCode.UNAVAILABLE, "the server is stopping", retry_after_s=1.0)
+    first = state.next_request(0.0)
+    assert state.on_failure(stopping, 0.0) == 1.0
+    assert state.next_request(1.0) is first
+    assert 0 < state.on_failure(LOST, 1.0) <= 0.5, "it has stopped"
+    again = state.next_request(1.2)
+    assert isinstance(again, pb.GenerateRequest)
+    state.on_event(accepted(), 1.3)
+    assert state.attempts == 0
+
+
+def test_a_server_that_goes_on_refusing_is_quoted_when_the_patience_ends() -> None:
+    state = stream()
+    stopping = CallFailed(grpc.StatusCode.UNAVAILABLE, "the server is stopping", retry_after_s=2.0)
+    now_s = 0.0
+    while now_s < ResumePolicy().connect_timeout_s:
+        state.next_request(now_s)
+        now_s += state.on_failure(stopping, now_s)
+    with pytest.raises(Unavailable, match="the server is stopping; try again in 2 s") as given_up:
+        state.on_failure(stopping, now_s)
+    assert type(given_up.value) is Unavailable
+
+
+def test_waiting_for_a_stopping_server_ends_with_the_deadline() -> None:
+    state = stream(timeout_s=1.5)
+    stopping = CallFailed(grpc.StatusCode.UNAVAILABLE, "the server is stopping", retry_after_s=1.0)
+    state.next_request(0.0)
+    assert state.on_failure(stopping, 0.0) == 1.0
+    state.next_request(1.0)
+    assert state.on_failure(stopping, 1.0) == 0.5
+    with pytest.raises(DeadlineExceeded):
+        state.on_failure(stopping, 1.5)
 
 
 def test_the_deadline_ends_the_attempts_and_bounds_the_wait() -> None:
