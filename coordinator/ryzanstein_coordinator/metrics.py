@@ -160,7 +160,8 @@ class Metrics:
         self.activity.generated_tokens(count)
 
     def step(self, group_id: str, stats: SchedulerStats, step_duration_s: float) -> None:
-        self._step_s.labels("0").observe(step_duration_s)
+        if step_duration_s > 0.0:
+            self._step_s.labels("0").observe(step_duration_s)
         totals = self._totals.setdefault(group_id, _SchedulerTotals())
         self._preemptions.inc(_growth(totals.preemptions, stats.preemptions_total))
         self._prefix_queries.inc(_growth(totals.prefix_queries, stats.prefix_queries_total))

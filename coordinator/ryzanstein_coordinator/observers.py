@@ -46,7 +46,7 @@ class RequestMetrics(Protocol):
         """Tokens recorded; replays after a fault don't count."""
 
     def step(self, group_id: str, stats: SchedulerStats, step_duration_s: float) -> None:
-        """The leader's own account of a step that brought a message."""
+        """The leader's own account of a step that brought a message. No duration: nothing was computed in it."""
 
 
 class GroupEvents(Protocol):

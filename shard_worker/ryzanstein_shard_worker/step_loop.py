@@ -142,8 +142,9 @@ def lead(
         if loop.pace is not None:
             streams = batch.num_decoding
             loop.pace.stepped(streams, batch.num_tokens - streams, now - started_at)
-        if batch.slices or batch.dropped or arrived:
-            publish(_response(loop, step, batch, sampled, scored, now - started_at))
+        # When the last sequences have left nothing is computed, but the pages that they held are free.
+        if batch.slices or batch.dropped or arrived or plan.sampled:
+            publish(_response(loop, step, batch, sampled, scored, now - started_at if batch.slices else 0.0))
 
 
 def follow(loop: StepLoop, *, timeout_s: float) -> None:
