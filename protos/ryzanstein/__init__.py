@@ -8,4 +8,4 @@ __version__ = "0.1.0"
 WIRE_VERSION = 1
 
 #: Order and kind of the arithmetic. Ranks of one group must agree, or they would compute different tokens.
-NUMERICS_VERSION = 3
+NUMERICS_VERSION = 4

@@ -11,6 +11,7 @@ from ..communication import CommunicationHandler
 from .layer import TensorParallelLayer
 from .packed_weight import PackedWeight, can_pack
 from .quantized_weight import QuantizedWeight, can_quantize
+from .tiled_weight import TiledWeight, can_tile
 
 
 class PackableLinear(TensorParallelLayer):
@@ -29,7 +30,7 @@ class PackableLinear(TensorParallelLayer):
         super().__init__(handler)
         self.weight = weight
         self.bias = bias
-        self._packed: PackedWeight | QuantizedWeight | None = None
+        self._packed: PackedWeight | TiledWeight | QuantizedWeight | None = None
 
     @property
     def packed(self) -> bool:
@@ -51,6 +52,9 @@ class PackableLinear(TensorParallelLayer):
         weight = self.trainable_weight()
         if quantization == INT8 and can_quantize(weight.dtype, weight.device):
             self._packed = QuantizedWeight(weight)
+            self.weight = None
+        elif can_tile(weight):
+            self._packed = TiledWeight(weight)
             self.weight = None
         elif can_pack(weight.dtype, weight.device):
             self._packed = PackedWeight(weight, reproducible=reproducible)

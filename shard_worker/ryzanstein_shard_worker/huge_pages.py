@@ -1,0 +1,53 @@
+"""Memory for weights in pages of 2 MiB: a step reads all of them, and looks up 512 times fewer addresses on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import threading
+
+import torch
+from torch import Tensor
+
+#: What Linux calls a huge page on x86-64, and on arm64 with pages of 4 KiB.
+HUGE_PAGE_BYTES = 2 * 1024 * 1024
+
+#: Weights lie one behind the other, so that small ones share pages, too. What is not used takes no memory.
+CHUNK_BYTES = 16 * HUGE_PAGE_BYTES
+_LINE_BYTES = 64
+
+
+class HugePages:
+    """Hands out memory that lives as long as the tensors over it; a chunk as long as any of its tensors.
+
+    Where the system has no huge pages to give (`/sys/kernel/mm/transparent_hugepage/enabled` says never) the pages are
+    ordinary ones.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._chunk = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def take(self, nbytes: int) -> Tensor:
+        """→ uint8 [nbytes] at a multiple of 64 bytes, all zeros."""
+        with self._lock:
+            begin = -(-self._used // _LINE_BYTES) * _LINE_BYTES
+            if begin + nbytes > len(self._chunk):
+                self._chunk, begin = _map(max(nbytes, CHUNK_BYTES)), 0
+            self._used = begin + nbytes
+            return self._chunk[begin : self._used]
+
+
+def _map(nbytes: int) -> Tensor:
+    """uint8 [nbytes] that begins where a huge page does."""
+    mapped = mmap.mmap(-1, nbytes + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(AttributeError, OSError):  # not on this system
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    everything = torch.frombuffer(mapped, dtype=torch.uint8)
+    begin = -everything.data_ptr() % HUGE_PAGE_BYTES
+    return everything[begin : begin + nbytes]
+
+
+#: Of this process.
+huge_pages = HugePages()
