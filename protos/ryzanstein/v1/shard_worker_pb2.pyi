@@ -106,6 +106,7 @@ class EngineLimits(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     PREFIX_CACHING_FIELD_NUMBER: _builtins.int
     MAX_DECODE_SLOWDOWN_FIELD_NUMBER: _builtins.int
+    GRAPH_SIZES_FIELD_NUMBER: _builtins.int
     block_size: _builtins.int
     """Tokens per KV block."""
     num_blocks: _builtins.int
@@ -122,6 +123,10 @@ class EngineLimits(_message.Message):
     """A step that prefills beside decoding sequences should take at most so many times as long as one that only decodes.
     0: no bound but max_batched_tokens.
     """
+    @_builtins.property
+    def graph_sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers of rows at which a GPU captures steps that only decode; empty: every step is launched kernel by kernel."""
+
     def __init__(
         self,
         *,
@@ -132,10 +137,11 @@ class EngineLimits(_message.Message):
         memory_bytes: _builtins.int = ...,
         prefix_caching: _builtins.bool = ...,
         max_decode_slowdown: _builtins.float = ...,
+        graph_sizes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "max_batched_tokens", b"max_batched_tokens", "max_decode_slowdown", b"max_decode_slowdown", "max_num_seqs", b"max_num_seqs", "memory_bytes", b"memory_bytes", "num_blocks", b"num_blocks", "prefix_caching", b"prefix_caching"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "graph_sizes", b"graph_sizes", "max_batched_tokens", b"max_batched_tokens", "max_decode_slowdown", b"max_decode_slowdown", "max_num_seqs", b"max_num_seqs", "memory_bytes", b"memory_bytes", "num_blocks", b"num_blocks", "prefix_caching", b"prefix_caching"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -549,7 +555,7 @@ class ExecuteResponse(_message.Message):
     epoch: _builtins.int
     step: _builtins.int
     step_duration_s: _builtins.float
-    """Of this step, at the leader."""
+    """Of this step, at the leader; 0: nothing was computed in it."""
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceOutput]: ...
     @_builtins.property
