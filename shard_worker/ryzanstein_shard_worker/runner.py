@@ -40,9 +40,9 @@ class Runner:
             positions += range(piece.start, end)
             if piece.samples:
                 sample_rows.append(len(positions) - 1)
-        hidden = self._forward(token_ids, positions, self._layout(batch))  # [T, H]
-        rows = torch.tensor(sample_rows + scored_rows, dtype=torch.int64, device=hidden.device)
-        return self._model.logits(hidden[rows])
+        rows = sample_rows + scored_rows
+        wanted = None if len(rows) == len(positions) else rows  # while all decode, every row is
+        return self._model.logits(self._forward(token_ids, positions, self._layout(batch), wanted))
 
     @torch.inference_mode()
     def warm_up(self, max_batched_tokens: int) -> None:
@@ -56,7 +56,10 @@ class Runner:
             hidden = self._forward([0] * count, list(range(count)), layout)
             self._model.logits(hidden[-1:])
 
-    def _forward(self, token_ids: list[int], positions: list[int], layout: StepLayout) -> Tensor:
+    def _forward(
+        self, token_ids: list[int], positions: list[int], layout: StepLayout, rows: list[int] | None = None
+    ) -> Tensor:
+        """→ hidden of these rows [R, H], or of all [T, H]."""
         attend = make_attend(
             self._pool,
             layout,
@@ -65,10 +68,11 @@ class Runner:
             threads=self._threads,
         )
         device = self._pool.device
-        hidden: Tensor = self._model(  # [T, H]
+        hidden: Tensor = self._model(
             torch.tensor(token_ids, dtype=torch.int64, device=device),
             torch.tensor(positions, dtype=torch.int64, device=device),
             attend,
+            None if rows is None else torch.tensor(rows, dtype=torch.int64, device=device),
         )
         return hidden
 

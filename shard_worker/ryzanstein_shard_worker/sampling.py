@@ -17,6 +17,7 @@ from torch import Tensor
 from ryzanstein.v1 import sampling_pb2
 
 from .batch import Slice
+from .native.sampling import native_draw
 from .philox import gumbel_noise
 from .sequence import Sequence
 
@@ -107,9 +108,33 @@ def _draw(logits: Tensor, sequence: Sequence) -> int:
         logits = _penalised(logits, sequence)
     if params.temperature == 0.0:
         return int(logits.argmax())
-    values, ids = _kept(logits / params.temperature, params)
-    noise = gumbel_noise(ids, seed=params.seed, choice=params.choice, position=sequence.num_output)
-    return int(ids[(values + noise).argmax()])
+    if _keeps_all(params, logits.shape[0]):
+        values, ids, temperature = logits, None, params.temperature
+    else:
+        values, ids = _kept(logits / params.temperature, params)
+        temperature = 1.0
+    place = native_draw(
+        values,
+        ids,
+        temperature=temperature,
+        seed=params.seed,
+        choice=params.choice,
+        position=sequence.num_output,
+    )
+    if place is None:
+        if ids is None:
+            ids = torch.arange(logits.shape[0], device=logits.device)
+        noise = gumbel_noise(ids, seed=params.seed, choice=params.choice, position=sequence.num_output)
+        place = int((values / temperature + noise).argmax())
+    return place if ids is None else int(ids[place])
+
+
+def _keeps_all(params: sampling_pb2.SamplingParams, vocabulary: int) -> bool:
+    return (
+        (not params.top_k or params.top_k >= vocabulary)
+        and not 0.0 < params.top_p < 1.0
+        and params.min_p == 0.0
+    )
 
 
 def _penalised(logits: Tensor, sequence: Sequence) -> Tensor:
@@ -144,8 +169,6 @@ def _kept(scaled: Tensor, params: sampling_pb2.SamplingParams) -> tuple[Tensor, 
     top_k = min(params.top_k, vocabulary) if params.top_k else vocabulary
     top_p = params.top_p if 0.0 < params.top_p < 1.0 else 1.0
     if top_k == vocabulary and top_p == 1.0:
-        if params.min_p == 0.0:
-            return scaled, torch.arange(vocabulary, device=scaled.device)
         ids = torch.nonzero(scaled >= scaled.max() + math.log(params.min_p)).flatten()
         return scaled[ids], ids
     values, ids = torch.sort(scaled, descending=True, stable=True)

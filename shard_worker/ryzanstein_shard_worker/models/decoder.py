@@ -41,6 +41,7 @@ class Decoder(TensorParallelLayer):
     Attributes:
         sliding_windows: per layer, None where it sees everything before it.
         attention_scale: what scores are multiplied by before the softmax.
+        query_heads: of this rank.
 
     Raises:
         ModelError: the model can't be split over so many ranks.
@@ -64,6 +65,7 @@ class Decoder(TensorParallelLayer):
         options = [layer_rule(config, layer) for layer in range(config.num_layers)]
         self.sliding_windows = tuple(option.sliding_window for option in options)
         self.attention_scale = config.head_dim**-0.5
+        self.query_heads = config.num_heads // handler.world_size
         self.rotary = RotaryEmbedding(
             config.head_dim,
             theta=config.rope_theta,
@@ -84,22 +86,27 @@ class Decoder(TensorParallelLayer):
             self.embedding, tied=config.tie_word_embeddings, dtype=dtype, device=device
         )
 
-    def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def forward(
+        self, token_ids: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None
+    ) -> Tensor:
         """One step's rows through all layers, up to the last norm, which `logits` applies to the rows it gets.
 
         Args:
             token_ids: [T] int64, in the vocabulary.
             positions: [T] int64, below max_positions.
             attend: called once per layer, in order.
+            rows: [R] int, the same on every rank, whose hidden vectors are wanted: the last layer computes the others
+                no further than to their keys and values. None: all.
 
         Returns:
-            hidden [T, hidden_size], the same on every rank.
+            hidden [T or R, hidden_size], the same on every rank.
         """
         hidden: Tensor = self.embedding(token_ids)
         rotation = self.rotary(positions)
         delta: Tensor | None = None
+        last = self._blocks[-1]
         for layer in self._blocks:
-            hidden, delta = layer.advance(hidden, delta, rotation, attend)
+            hidden, delta = layer.advance(hidden, delta, rotation, attend, rows if layer is last else None)
         return hidden if delta is None else hidden + delta
 
     def logits(self, hidden: Tensor) -> Tensor:

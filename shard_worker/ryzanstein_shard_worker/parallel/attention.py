@@ -86,6 +86,11 @@ class ParallelAttention(TensorParallelLayer):
 
     def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """x [T, hidden] → [T, hidden], whole on every rank."""
+        y: Tensor = self.output(self.heads(x, rotation, attend))
+        return y
+
+    def heads(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+        """x [T, hidden] → [T, heads * d], what this rank's heads read: all but the output projection."""
         queries, keys = self.num_heads, self.num_kv_heads
         heads = self.qkv(x).view(len(x), -1, self.head_dim)  # [T, heads + 2 kv_heads, d]
         if self._native is not None and not torch.is_grad_enabled():
@@ -94,8 +99,7 @@ class ParallelAttention(TensorParallelLayer):
         else:
             qk, v = heads.split_with_sizes((queries + keys, keys), dim=1)
             q, k = rotate(self._normalised(qk), rotation).split_with_sizes((queries, keys), dim=1)
-        y: Tensor = self.output(attend(self.layer, q, k, v).reshape(len(x), -1))
-        return y
+        return attend(self.layer, q, k, v).reshape(len(x), -1)
 
     def _norm_weights(self) -> tuple[Tensor, Tensor] | None:
         if self.q_norm is None or self.k_norm is None:

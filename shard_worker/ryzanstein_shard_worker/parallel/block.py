@@ -44,15 +44,32 @@ class TensorParallelTransformerBlock(TensorParallelLayer):
     def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """x [T, hidden] → [T, hidden], whole on every rank."""
         x, delta = self.advance(x, None, rotation, attend)
-        return x + delta
+        return x if delta is None else x + delta
 
     def advance(
-        self, x: Tensor, delta: Tensor | None, rotation: Rotation, attend: Attend
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        x: Tensor,
+        delta: Tensor | None,
+        rotation: Rotation,
+        attend: Attend,
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """As forward, for blocks in a row: takes and gives x as two summands.
 
         So that an addition happens together with the norm that follows it, in the next block.
+
+        Args:
+            rows: [R] int, the same on every rank: in the last block, the rows that somebody wants. The others take
+                part in attention, as keys and values, and end there. None: all.
+
+        Returns:
+            Summands [T, hidden], or [R, hidden]; the second None if there is nothing to add.
         """
         x, normed = self.input_norm.after_adding(x, delta)
-        x, normed = self.post_attention_norm.after_adding(x, self.attention(normed, rotation, attend))
+        attended = self.attention.heads(normed, rotation, attend)
+        if rows is not None:
+            x, attended = x[rows], attended[rows]
+            if len(rows) == 0:
+                return x, None
+        x, normed = self.post_attention_norm.after_adding(x, self.attention.output(attended))
         return x, self.mlp(normed)

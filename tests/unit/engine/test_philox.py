@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ryzanstein_shard_worker.native.library import load_library
+from ryzanstein_shard_worker.native.sampling import native_draw
 from ryzanstein_shard_worker.philox import gumbel_noise, philox4x32
 
 
@@ -45,3 +47,18 @@ def test_noise_is_standard_gumbel() -> None:
     assert torch.isfinite(noise).all()
     assert float(noise.mean()) == pytest.approx(0.5772, abs=0.01)  # the Euler-Mascheroni constant
     assert float(noise.var()) == pytest.approx(1.6449, abs=0.03)  # π²/6
+
+
+@pytest.mark.skipif(load_library() is None, reason="no C compiler built the native library here")
+@pytest.mark.parametrize("vocabulary", [1, 63, 64, 65, 1003])
+@pytest.mark.parametrize("listed", [False, True], ids=["all ids", "some ids"])
+def test_the_draw_in_c_takes_what_the_noise_makes_largest(vocabulary: int, listed: bool) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    for number in range(100):
+        logits = torch.randn(vocabulary, generator=generator) * (number % 5)  # all equal now and then
+        ids = torch.randperm(2**20, generator=generator)[:vocabulary] if listed else None
+        temperature = 0.2 + number % 4
+        key = {"seed": (number * 0x9E3779B97F4A7C15) % 2**64, "choice": number % 3, "position": number}
+        noise = gumbel_noise(torch.arange(vocabulary) if ids is None else ids, **key)
+        expected = int((logits / temperature + noise).argmax())
+        assert native_draw(logits, ids, temperature=temperature, **key) == expected

@@ -40,8 +40,11 @@ class PagedModel:
             dtype=model.norm.weight.dtype,
         )
 
-    def step(self, pieces: Sequence[tuple[int, Tensor, int]]) -> list[Tensor]:
-        """(sequence, its new token ids, their first position), ... → logits [n, V] of each piece."""
+    def step(
+        self, pieces: Sequence[tuple[int, Tensor, int]], rows: Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """(sequence, its new token ids, their first position), ... → logits [n, V] of each piece; or of these rows
+        of all pieces, [1, V] each."""
         counts = [len(ids) for _, ids, _ in pieces]
         layout = StepLayout(
             query_start=torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()], dtype=torch.int32),
@@ -57,8 +60,9 @@ class PagedModel:
             scale=self._model.attention_scale,
         )
         positions = torch.cat([torch.arange(first, first + len(ids)) for _, ids, first in pieces])
-        hidden = self._model(torch.cat([ids for _, ids, _ in pieces]), positions, attend)
-        return list(torch.split(self._model.logits(hidden), counts))
+        wanted = None if rows is None else torch.tensor(rows, dtype=torch.int64)
+        hidden = self._model(torch.cat([ids for _, ids, _ in pieces]), positions, attend, wanted)
+        return list(torch.split(self._model.logits(hidden), 1 if rows is not None else counts))
 
 
 def token_ids(length: int, seed: int) -> Tensor:
@@ -88,6 +92,12 @@ def test_a_sequence_keeps_its_bits_in_any_company(
             together = PagedModel(model, 4).step([(s, ids, 0) for s, ids in enumerate(sequences)])
             for expected, got in zip(alone, together, strict=True):
                 assert torch.equal(expected, got)
+            # The last layer computes what is asked for, and in the first step nothing is.
+            paged = PagedModel(model, 4)
+            paged.step([(s, ids[:-1], 0) for s, ids in enumerate(sequences) if len(ids) > 1], rows=[])
+            pieces = [(s, ids[-1:], len(ids) - 1) for s, ids in enumerate(sequences)]
+            for s, logits in zip((3, 0), paged.step(pieces, rows=(3, 0)), strict=True):
+                assert torch.equal(alone[s][-1:], logits)
             for chunk in (1, 7, 32):
                 paged = PagedModel(model, 4)
                 done = [0] * len(sequences)
