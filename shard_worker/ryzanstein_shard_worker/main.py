@@ -18,6 +18,7 @@ from ryzanstein.program import EXIT_FAILED, ConfigFile, LogFormat, LogLevel
 from ryzanstein.service_manager import ServiceManager
 from ryzanstein.tls import TlsFiles
 
+from .bench.communication_command import register_communication_benchmark
 from .checkpoint.command import register_shard_command
 
 if TYPE_CHECKING:  # torch is imported by the commands, not by `ryzanstein --help`
@@ -30,6 +31,7 @@ def commands(app: typer.Typer) -> None:
     """Adds this package's subcommands to the one script."""
     app.command("shard-worker")(shard_worker)
     register_shard_command(app)
+    register_communication_benchmark(app)
 
 
 def shard_worker(

@@ -12,11 +12,10 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import torch
-from torch._C._distributed_c10d import PrefixStore
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from .attempt import attempt_in_thread
 from .nccl import NcclHandler
-from .rendezvous import CoordinatorStore
 
 #: Read by torch when a group is constructed (ProcessGroupNCCL.hpp).
 _ENVIRONMENT = {
@@ -39,7 +38,7 @@ def why_no_nccl() -> str:
 
 
 def form_nccl_group(
-    store: CoordinatorStore,
+    store: Store,
     *,
     rank: int,
     world_size: int,
@@ -74,7 +73,7 @@ def form_nccl_group(
 
 
 def _form(
-    store: CoordinatorStore,
+    store: Store,
     rank: int,
     world_size: int,
     device: torch.device,

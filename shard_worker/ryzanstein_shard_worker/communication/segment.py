@@ -8,11 +8,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
 from ..native.shared_memory import MAX_WORLD_SIZE, SegmentLayout, SharedSegment, shared_memory_available
-from .rendezvous import CoordinatorStore
 
 log = structlog.get_logger(__name__)
 
@@ -24,6 +24,22 @@ _MEDIA = ("memfd", "/dev/shm")  # noqa: S108 - no temporary file: it is unlinked
 _SPIN_US, _YIELD_US = 50.0, 2000.0
 #: With fewer cores the rank that is waited for may need the very core.
 _CROWDED_SPIN_US, _CROWDED_YIELD_US = 2.0, 30.0
+
+
+class MeetingPlace(Protocol):
+    """What the ranks tell each other through: keys and values, of this attempt alone."""
+
+    def set(self, key: str, value: str, /) -> None:
+        """Tells the others."""
+        ...
+
+    def get(self, key: str, /) -> bytes:
+        """As soon as it is there."""
+        ...
+
+    def get_all(self, keys: Sequence[str], /) -> list[bytes]:
+        """As soon as all are there."""
+        ...
 
 
 class SegmentError(Exception):
@@ -48,7 +64,7 @@ class Ack:
 
 
 def share_segment(
-    store: CoordinatorStore, *, rank: int, world_size: int, name: str, timeout_s: float
+    store: MeetingPlace, *, rank: int, world_size: int, name: str, timeout_s: float
 ) -> SharedSegment:
     """Maps the group's segment on this rank, tuned, watching every other rank's process.
 
@@ -94,7 +110,7 @@ def waiting_times_us(acks: Sequence[Ack]) -> tuple[float, float]:
 
 
 def _try_medium(
-    store: CoordinatorStore, medium: str, rank: int, layout: SegmentLayout, name: str
+    store: MeetingPlace, medium: str, rank: int, layout: SegmentLayout, name: str
 ) -> tuple[SharedSegment | None, list[Ack]]:
     """→ this rank's segment on all ranks or None on all ranks, and what all ranks said."""
     where = f"segment/{medium}"
@@ -119,7 +135,7 @@ def _try_medium(
     return segment, acks
 
 
-def _exchange(store: CoordinatorStore, where: str, rank: int, world_size: int, problem: str) -> list[Ack]:
+def _exchange(store: MeetingPlace, where: str, rank: int, world_size: int, problem: str) -> list[Ack]:
     mine = Ack(os.getpid(), tuple(sorted(os.sched_getaffinity(0))), shared_memory_available(), problem)
     store.set(f"{where}/{rank}", json.dumps(asdict(mine)))
     told = [json.loads(text) for text in store.get_all([f"{where}/{r}" for r in range(world_size)])]
@@ -127,7 +143,7 @@ def _exchange(store: CoordinatorStore, where: str, rank: int, world_size: int, p
 
 
 def _create(
-    store: CoordinatorStore,
+    store: MeetingPlace,
     where: str,
     medium: str,
     layout: SegmentLayout,
@@ -160,7 +176,7 @@ def _create(
     return segment
 
 
-def _open(store: CoordinatorStore, where: str, rank: int, layout: SegmentLayout) -> SharedSegment:
+def _open(store: MeetingPlace, where: str, rank: int, layout: SegmentLayout) -> SharedSegment:
     if not shared_memory_available():
         raise _NoLibraryError
     told = json.loads(store.get(where))
