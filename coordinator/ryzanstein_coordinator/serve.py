@@ -32,6 +32,10 @@ _AFTER_THE_REPLAY_S = 1.0
 #: These are for every process.
 _FOR_ALL = (environment_variable("--debug"), "RYZANSTEIN_FAILPOINTS")
 
+#: Without a sign of life for so long a child hangs, as its systemd unit has it. A worker waits for its peers for
+#: --collective-timeout before it can say anything.
+_COORDINATOR_WATCHDOG_S, _WORKER_WATCHDOG_S = 10.0, 60.0
+
 #: For a worker to end after the coordinator has: it only has to leave its group.
 _WORKER_STOP_S = 5.0
 
@@ -148,7 +152,13 @@ class _Parent:
         (self._kill if self._stop.is_set() else self._stop).set()
 
     async def _keep_coordinator(self) -> int:
-        child = Child("coordinator", self._coordinator_arguments, {}, files=self._inherited)
+        child = Child(
+            "coordinator",
+            self._coordinator_arguments,
+            {},
+            files=self._inherited,
+            watchdog_s=_COORDINATOR_WATCHDOG_S,
+        )
         return await self._supervisor.keep(
             child,
             # Before it listens for the first time its failure is the user's to mend: a taken port, a bad flag.
@@ -201,7 +211,10 @@ class _Parent:
         environment |= {
             name: "" for name in os.environ if name.startswith(ENVIRONMENT_PREFIX) and name not in _FOR_ALL
         }
-        child = Child(name, lambda: arguments, environment, self._restart_after_s, self._inherited)
+        watchdog_s = max(_WORKER_WATCHDOG_S, 2 * self._config.collective_timeout_s)
+        child = Child(
+            name, lambda: arguments, environment, self._restart_after_s, self._inherited, watchdog_s
+        )
         leaves = asyncio.Event()
 
         async def follow(reader: int) -> None:
@@ -242,7 +255,7 @@ class _Parent:
         return 1 if self._kill.is_set() else 0
 
     async def _stop_in_order(self) -> None:
-        self._supervisor.expect_end(self._worker_names)  # the coordinator asks them to leave
+        # It asks the workers to leave; until then one that dies is started again: running streams wait for its rank.
         # The coordinator keeps its own time; the rest is for closing its connections.
         await self._supervisor.stop("coordinator", self._config.drain_timeout_s + 10.0)
         await asyncio.gather(*(self._supervisor.stop(name, _WORKER_STOP_S) for name in self._worker_names))

@@ -22,6 +22,8 @@ import structlog
 
 from ryzanstein.program import ANNOUNCE_FD
 
+from .child_watch import ChildWatch, why_silent
+
 log = structlog.get_logger(__name__)
 
 _PR_SET_PDEATHSIG = 1
@@ -57,6 +59,8 @@ class Child:
     restart_after_s: Callable[[], float] = lambda: 0.0
     #: Open files that it inherits, under the same numbers.
     files: tuple[int, ...] = ()
+    #: A child that says that it is ready, and then nothing for so long, is killed; None: it is not.
+    watchdog_s: float | None = None
 
 
 #: What a child announced just before its end is still heard. Longer only if a process of its own holds the pipe open.
@@ -153,12 +157,14 @@ class Supervisor:
 
     async def _run_once(self, child: Child, on_start: Callable[[int], Awaitable[None]] | None) -> int:
         reader, writer = os.pipe()
+        watch = None if child.watchdog_s is None else ChildWatch(child.watchdog_s)
+        managed = {} if watch is None else watch.environment
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *child.arguments(),
                 stdin=asyncio.subprocess.DEVNULL,
-                env={**os.environ, **child.environment, ANNOUNCE_FD: str(writer)},
+                env={**os.environ, **child.environment, **managed, ANNOUNCE_FD: str(writer)},
                 pass_fds=(writer, *child.files),
                 # Ctrl-C goes to the parent alone, which then drains in order.
                 start_new_session=True,
@@ -171,10 +177,14 @@ class Supervisor:
         if self._stops[child.name].is_set():  # told to stop while it was being started
             _signal(process, signal.SIGKILL)
         announced = asyncio.ensure_future(on_start(reader)) if on_start else None
+        watching = None if watch is None else asyncio.create_task(_end_hung(child.name, process, watch))
         try:
             return await process.wait()
         finally:
             self._change()
+            if watch is not None and watching is not None:
+                watching.cancel()
+                watch.close()
             if announced is not None:
                 await asyncio.wait({announced}, timeout=_LAST_WORDS_S)
                 announced.cancel()
@@ -199,6 +209,19 @@ async def announcements(reader: int) -> AsyncIterator[str]:
         *lines, pending = (pending + chunk).split(b"\n")
         for line in lines:
             yield line.decode()
+
+
+async def _end_hung(name: str, process: asyncio.subprocess.Process, watch: ChildWatch) -> None:
+    """Kills a child that gets on no more: what it does for its cluster another process can do."""
+    await watch.hung()
+    log.error(
+        "child_hung",
+        child=name,
+        pid=process.pid,
+        silent_s=watch.watchdog_s,
+        reason=f"{why_silent(process.pid)}: it is killed and started again",
+    )
+    _signal(process, signal.SIGKILL)
 
 
 def _wake(ready: asyncio.Future[None]) -> None:

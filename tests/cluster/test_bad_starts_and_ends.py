@@ -108,6 +108,11 @@ def test_too_little_memory_is_refused_with_what_would_fit(
         assert advice in error_line(cluster, code=2)
 
 
+def shared_segments() -> set[Path]:
+    """What lies in shared memory, by name."""
+    return set(Path("/dev/shm").iterdir())
+
+
 #: What the log says when a phase has begun.
 LOGGED = {
     "starting": "child_started",
@@ -122,7 +127,7 @@ LOGGED = {
 def test_a_signal_in_any_phase_ends_everything_in_order(
     moment: str, number: signal.Signals, tmp_path: Path
 ) -> None:
-    segments = set(Path("/dev/shm").iterdir())
+    segments = shared_segments()
     with Cluster(tmp_path, BUNDLED_MODEL, "--drain-timeout", "1") as cluster:
         if moment in LOGGED:
             cluster.wait_for_log(LOGGED[moment])
@@ -148,19 +153,30 @@ def test_a_signal_in_any_phase_ends_everything_in_order(
         cluster.process.send_signal(number)
         assert cluster.wait(20) == 0, cluster.stderr
         assert not psutil.wait_procs(tree, timeout=5)[1]
-        assert set(Path("/dev/shm").iterdir()) <= segments
+        deadline = time.monotonic() + 5
+        while left := shared_segments() - segments:  # another test's clusters have theirs for a moment
+            assert time.monotonic() < deadline, left
+            time.sleep(0.01)
 
 
-def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+def test_a_rank_that_dies_in_a_drain_is_replaced_and_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
     with (
         Cluster(tmp_path, BUNDLED_MODEL, "--drain-timeout", "60") as cluster,
         Client(cluster.ready().grpc) as client,
     ):
         stream = iter(client.stream("Q: ", max_tokens=4000, ignore_eos=True))
         next(stream)
-        tree = cluster.children()
+        epoch, victim = cluster.snapshot()["epoch"], cluster.workers()[1]
         cluster.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        cluster.wait_for(lambda s: s["state"] == "draining", "it drains")
+        psutil.Process(victim["pid"]).kill()
+        cluster.wait_for(
+            lambda s: s["epoch"] > epoch and s["state"] == "draining", "another process has its rank"
+        )
+        assert cluster.workers()[1]["id"] == victim["id"]
+        for _ in range(20):  # the stream goes on
+            next(stream)
+        tree = cluster.children()
         assert cluster.process.poll() is None, "it drains"
         cluster.process.send_signal(signal.SIGTERM)
         assert cluster.wait(5) == 1

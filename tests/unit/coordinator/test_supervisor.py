@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from ryzanstein.service_manager import ServiceManager
+from ryzanstein_coordinator.child_watch import ChildWatch
 from ryzanstein_coordinator.serve import _Parent
 from ryzanstein_coordinator.supervisor import Child, RestartPolicy, Supervisor, announcements
 
@@ -107,6 +111,67 @@ async def test_a_start_that_was_put_off_happens_at_once_when_nobody_else_is_left
     await asyncio.wait_for(pids.get(), 20)
     supervisor.expect_end(["first"])
     assert (await other, await asyncio.wait_for(life, 20)) == (-signal.SIGKILL, 1)
+
+
+_MANAGED = """
+import os, signal, sys, time
+from ryzanstein.service_manager import ServiceManager
+manager = ServiceManager.from_environment(os.environ)
+assert manager.watchdog_s
+if sys.argv[1] != "never ready":
+    manager.ready("up")
+if sys.argv[1] != "stops":
+    time.sleep(0.4)
+os.kill(os.getpid(), signal.SIGSTOP if sys.argv[1] == "stops" else signal.SIGTERM)
+"""
+
+
+def managed(what: str, watchdog_s: float) -> Child:
+    return Child("child", lambda: ["-c", _MANAGED, what], {}, watchdog_s=watchdog_s)
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("stops", "a signal has stopped it (SIGSTOP): it is killed and started again"),
+        ("is silent", "it runs, but gets nothing done: it is killed and started again"),
+    ],
+)
+async def test_a_child_that_gets_on_no_more_is_killed_and_started_again(what: str, reason: str) -> None:
+    codes: list[int] = []
+
+    def is_final(code: int) -> bool:
+        codes.append(code)
+        return len(codes) == 2
+
+    watchdog_s = 0.12
+    with capture_logs() as logs:
+        await Supervisor(RestartPolicy(first_delay_s=0.0)).keep(managed(what, watchdog_s), is_final=is_final)
+    assert codes == [-signal.SIGKILL] * 2
+    hung = [line for line in logs if line["event"] == "child_hung"]
+    assert [(line["child"], line["silent_s"], line["reason"]) for line in hung] == [
+        ("child", watchdog_s, reason)
+    ] * 2
+
+
+async def test_a_child_that_starts_slowly_is_left_alone() -> None:
+    code = await Supervisor().keep(managed("never ready", 0.12), is_final=lambda code: True)
+    assert code == -signal.SIGTERM
+
+
+async def test_a_child_that_gets_on_is_left_alone_though_its_parent_stands_still_now_and_then() -> None:
+    watch = ChildWatch(0.24)
+    manager = ServiceManager.from_environment(dict(watch.environment))
+    manager.ready("up")
+    waiting = asyncio.create_task(watch.hung())
+    for _ in range(3):
+        await asyncio.sleep(0.1)
+        manager.alive()
+        time.sleep(0.3)
+    assert not waiting.done()
+    await asyncio.wait_for(waiting, 20)
+    watch.close()
+    manager.close()
 
 
 @pytest.mark.parametrize(
