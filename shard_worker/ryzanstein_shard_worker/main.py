@@ -19,6 +19,7 @@ from ryzanstein.service_manager import ServiceManager
 from ryzanstein.tls import TlsFiles
 
 from .bench.communication_command import register_communication_benchmark
+from .bench.loading_command import register_loading_benchmark
 from .checkpoint.command import register_shard_command
 
 if TYPE_CHECKING:  # torch is imported by the commands, not by `ryzanstein --help`
@@ -32,6 +33,7 @@ def commands(app: typer.Typer) -> None:
     app.command("shard-worker")(shard_worker)
     register_shard_command(app)
     register_communication_benchmark(app)
+    register_loading_benchmark(app)
 
 
 def shard_worker(

@@ -11,6 +11,8 @@ from ryzanstein.measuring.outputs import Bench, JsonFile, PlotFile, View, progre
 from ryzanstein.program import EXIT_USAGE, ConfigFile, ProgramError
 from ryzanstein.sizes import parse_bytes
 
+from .devices import choose_device
+
 if TYPE_CHECKING:
     from ..communication.benchmark import CollectiveResult
 
@@ -68,7 +70,7 @@ def communication(
     from ..communication.benchmark import BACKENDS, OPERATIONS, sizes, why_not
     from . import communication_view
 
-    device = _device(device)
+    device = choose_device(device, ranks)
     named = choices("--backends", backends, BACKENDS)
     refusals = {name: why for name in named if (why := why_not(name, ranks, device))}
     if backends and refusals:
@@ -130,15 +132,3 @@ def _measure(
                 bars.advance(task)
             bars.update(task, note="")
             collectives.close()
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise ProgramError(f"--device: {name!r} is not one of auto, cpu, cuda", exit_code=EXIT_USAGE)
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ProgramError("--device: torch finds no CUDA here", exit_code=EXIT_USAGE)
-    return name
