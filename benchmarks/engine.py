@@ -1,6 +1,7 @@
 """One rank's steps without a cluster around them: decoding, prefill, and what the device spends them on.
 
-    python -m benchmarks.engine [--device cuda:0] [--shape 8b] [--streams 1 8 64] [--json FILE]
+    python -m benchmarks.engine [--device cuda:0] [--shape 8b] [--quantization int8] [--streams 1 8 64]
+        [--json FILE]
 
 The leader's own loop runs: scheduler, runner, sampling, the message per step. Only the coordinator is missing.
 Weights are random, the choice is greedy. Decoding is measured at the given context (tokens in the cache at the first
@@ -24,7 +25,7 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from ryzanstein.model_plan import ModelConfig, parameter_count
+from ryzanstein.model_plan import QUANTIZATIONS, UNQUANTIZED, ModelConfig, parameter_count
 from ryzanstein.v1 import shard_worker_pb2
 from ryzanstein_shard_worker.inbox import Inbox
 
@@ -72,6 +73,7 @@ class Report:
     device: str
     shape: str
     dtype: str
+    quantization: str
     parameters: int
     weights_bytes: int
     copy_bytes_per_s: float
@@ -144,11 +146,13 @@ def measure(options: argparse.Namespace, config: ModelConfig, device: torch.devi
     print(f"{device_name(device)}: a copy moves {copy / 1e9:.0f} GB/s (read and written)", flush=True)
     each = options.context + _WARM_STEPS + options.steps + _PROFILED_STEPS + BLOCK
     prefilled = max(prompts * (tokens + BLOCK) for prompts, tokens in options.prefill)
-    bench = Bench(config, options.dtype, device, max(max(options.streams) * each, prefilled))
+    tokens = max(max(options.streams) * each, prefilled)
+    bench = Bench(config, options.dtype, device, tokens, options.quantization)
     report = Report(
         device=device_name(device),
         shape=options.shape,
         dtype=options.dtype,
+        quantization=options.quantization,
         parameters=parameter_count(config),
         weights_bytes=bench.model.weights_bytes,
         copy_bytes_per_s=copy,
@@ -193,6 +197,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="8b")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, default=UNQUANTIZED)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--context", type=int, default=512, help="tokens of each stream")
     parser.add_argument("--steps", type=int, default=64, help="timed ones")

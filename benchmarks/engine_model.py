@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from ryzanstein.model_plan import ModelConfig, kv_bytes_per_token
+from ryzanstein.model_plan import UNQUANTIZED, ModelConfig, kv_bytes_per_token
 from ryzanstein.v1 import sampling_pb2, shard_worker_pb2
 from ryzanstein_shard_worker.communication import CommunicationProfiler, SingleHandler
 from ryzanstein_shard_worker.communication.single import SingleStepChannel
@@ -25,11 +25,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Bench:
     """A model with random weights, and pages for `max_tokens` tokens."""
 
-    def __init__(self, config: ModelConfig, dtype: str, device: torch.device, max_tokens: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: str,
+        device: torch.device,
+        max_tokens: int,
+        quantization: str = UNQUANTIZED,
+    ) -> None:
         self.config, self.device, self.dtype = config, device, dtype
         self.handler = CommunicationProfiler(SingleHandler())
         self.max_model_len = min(config.context_length, max_tokens)
-        self.model = _random_model(config, self.handler, DTYPES[dtype], device, self.max_model_len)
+        self.model = _random_model(
+            config, self.handler, DTYPES[dtype], device, self.max_model_len, quantization
+        )
         self.blocks = blocks_for(max_tokens, BLOCK) + 1
         pool = KVPool(
             config.num_layers,
@@ -99,6 +108,7 @@ def _random_model(
     dtype: torch.dtype,
     device: torch.device,
     max_positions: int,
+    quantization: str,
 ) -> Decoder:
     """Weights as a fresh model has them; packed where workers pack."""
     model = build_model(config, handler, dtype, device, max_positions=max_positions)
@@ -109,5 +119,5 @@ def _random_model(
             else:
                 parameter.normal_(0.0, 0.02)
     for name, _ in model.layers_in_order():
-        model.pack_module(name)
+        model.pack_module(name, quantization=quantization)
     return model

@@ -50,8 +50,8 @@ RZ_EXPORT void rz_quantize_rows(int32_t dtype, int32_t level, int8_t *out, float
     CALL(rz_quantize_rows, dtype, out, scales, x, rows, n)
 }
 
-RZ_EXPORT void rz_rescale_rows(int32_t dtype, int32_t level, void *x, const float *scales, const void *bias,
-                               int64_t rows, int64_t n)
+RZ_EXPORT void rz_rescale_rows(int32_t dtype, int32_t level, void *out, const float *y, const float *scales,
+                               const void *bias, int64_t rows, int64_t n)
 {
-    CALL(rz_rescale_rows, dtype, x, scales, bias, rows, n)
+    CALL(rz_rescale_rows, dtype, out, y, scales, bias, rows, n)
 }

@@ -28,9 +28,9 @@ typedef void rz_swiglu_function(int dtype, void *out, const void *gate_up, int64
 /* out [rows, n] = x / scale, rounded to nearest, ties to even; scales [rows] = largest absolute value / 127. */
 typedef void rz_quantize_rows_function(int dtype, int8_t *out, float *scales, const void *x, int64_t rows, int64_t n);
 
-/* x [rows, n] = x * scales [rows] + bias [n], in place; without a bias where there is none. */
-typedef void rz_rescale_rows_function(int dtype, void *x, const float *scales, const void *bias, int64_t rows,
-                                      int64_t n);
+/* out [rows, n] = y * scales [rows] + bias [n], rounded once; without a bias where there is none. */
+typedef void rz_rescale_rows_function(int dtype, void *out, const float *y, const float *scales, const void *bias,
+                                      int64_t rows, int64_t n);
 
 #define RZ_ELEMENTWISE_LEVEL(level)                                                                                    \
     RZ_HIDDEN rz_add_rms_norm_function rz_add_rms_norm_##level;                                                        \

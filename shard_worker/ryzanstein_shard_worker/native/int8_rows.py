@@ -32,7 +32,7 @@ class NativeInt8Rows:
         self._quantize_rows = library.rz_quantize_rows
         self._quantize_rows.argtypes = [c_int32, c_int32, pointer, pointer, pointer, size, size]
         self._rescale_rows = library.rz_rescale_rows
-        self._rescale_rows.argtypes = [c_int32, c_int32, pointer, pointer, pointer, size, size]
+        self._rescale_rows.argtypes = [c_int32, c_int32, *[pointer] * 4, size, size]
         for function in (self._quantize_rows, self._rescale_rows):
             function.restype = None
 
@@ -46,12 +46,13 @@ class NativeInt8Rows:
         )
         return integers, scales
 
-    def rescale(self, y: Tensor, scales: Tensor, bias: Tensor | None) -> None:
-        """y [R, N] = y * scales [R] + bias [N], in place, in float32, rounded once."""
+    def rescale(self, out: Tensor, y: Tensor, scales: Tensor, bias: Tensor | None) -> None:
+        """out [R, N] = y * scales [R] + bias [N], y in float32, rounded once."""
         rows, size = y.shape
         self._rescale_rows(
             self._dtype,
             self._level,
+            out.data_ptr(),
             y.data_ptr(),
             scales.data_ptr(),
             None if bias is None else bias.data_ptr(),

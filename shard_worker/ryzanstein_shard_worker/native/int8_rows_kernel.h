@@ -55,15 +55,16 @@ INLINE void quantize_rows(int dtype, int8_t *out, float *scales, const char *x, 
     }
 }
 
-INLINE void rescale_rows(int dtype, char *x, const float *scales, const char *bias, int64_t rows, int64_t n)
+INLINE void rescale_rows(int dtype, char *out, const float *y, const float *scales, const char *bias, int64_t rows,
+                         int64_t n)
 {
     int64_t size = bytes_of(dtype);
-    for (int64_t row = 0; row < rows; row++, x += n * size)
+    for (int64_t row = 0; row < rows; row++, out += n * size, y += n)
         for (int64_t i = 0; i < n; i += LANES) {
-            floats value = read_some(dtype, x + i * size, n - i) * scales[row];
+            floats value = read_some(RZ_ELEMENTWISE_F32, (const char *)(y + i), n - i) * scales[row];
             if (bias)
                 value = value + read_some(dtype, bias + i * size, n - i);
-            write_some(dtype, x + i * size, value, n - i);
+            write_some(dtype, out + i * size, value, n - i);
         }
 }
 
@@ -72,7 +73,8 @@ TARGET void NAME(rz_quantize_rows)(int dtype, int8_t *out, float *scales, const 
     BY_DTYPE(quantize_rows, out, scales, x, rows, n)
 }
 
-TARGET void NAME(rz_rescale_rows)(int dtype, void *x, const float *scales, const void *bias, int64_t rows, int64_t n)
+TARGET void NAME(rz_rescale_rows)(int dtype, void *out, const float *y, const float *scales, const void *bias,
+                                  int64_t rows, int64_t n)
 {
-    BY_DTYPE(rescale_rows, x, scales, bias, rows, n)
+    BY_DTYPE(rescale_rows, out, y, scales, bias, rows, n)
 }

@@ -1,11 +1,11 @@
-"""Products of 8-bit integers: by oneDNN where it computes them rightly, by torch in float32 where it does not.
+"""Products of 8-bit integers: in our own AMX tiles, by oneDNN where it computes them rightly, else by torch in float32.
 
-Either way a result is float(sum of the products) * the output feature's scale, in float32, rounded once to the output's
-dtype. The sum is exact (32 bits hold 130,000 products), so every way, every number of rows and every CPU gives the
-same bits, and no counts of rows have to be found (docs/decisions/0010).
+Every way computes float(sum of the products) * the output feature's scale * the row's scale + bias in this order in
+float32, and rounds once. The sum is exact (32 bits hold 130,000 products), so every way, every number of rows, every
+number of threads and every CPU gives the same bits, and no counts of rows have to be found (docs/decisions/0010).
 
 On CPUs without VNNI oneDNN multiplies with instructions that saturate at 16 bits: results are wrong by tens of percent
-(oneDNN 3.12, AVX2). So each shape is tried out with the largest integers before it is trusted.
+(oneDNN 3.12, AVX2). So each shape is tried out with the largest integers before oneDNN is trusted with it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import structlog
 import torch
 from torch import Tensor
 
-from .int8_rows import LEVELS
+from ..huge_pages import huge_pages
+from ..native.int8_linear import Int8TilesProduct, native_int8_linear
+from .int8_rows import LEVELS, rescale_rows
 
 log = structlog.get_logger(__name__)
 
-#: x [R, K] int8 → [R, N] of the output's dtype.
-Int8Product = Callable[[Tensor], Tensor]
+#: (x int8 [R, K], scales [R], bias [N] or None, dtype of the bias and of the result) → [R, N].
+Int8Product = Callable[[Tensor, Tensor, Tensor | None, torch.dtype], Tensor]
 
 #: Numbers of rows that a shape is tried with: decoding, a crowd, prefill. oneDNN chooses its code by them.
 _TRIED_ROWS = (1, 2, 7, 16, 64, 300)
@@ -34,25 +36,33 @@ _EXACT_COLUMNS = 1024
 _WIDENED_ELEMENTS = 1 << 19
 
 
-def int8_product(weight: Tensor, scales: Tensor, output_dtype: torch.dtype) -> tuple[Int8Product, int]:
-    """The product with a weight int8 [N, K], scales [N], and the bytes that it holds on to."""
+def int8_product(weight: Tensor, scales: Tensor, dtype: torch.dtype) -> tuple[Int8Product, int]:
+    """The product with a weight int8 [N, K], scales [N], for results of the dtype, and the bytes that it holds."""
     out_features, in_features = weight.shape
+    tiles = native_int8_linear()
+    if tiles is not None and tiles.supports(in_features, dtype) and torch.get_num_threads() == 1:
+        held = huge_pages.take(tiles.tiles_bytes(out_features, in_features))
+        tiles.tile(held, weight)
+        product = Int8TilesProduct(tiles, held, scales, (out_features, in_features))
+        return product, held.nbytes + scales.nbytes
     kept_bytes = weight.nbytes + scales.nbytes
-    if _onednn_is_right(in_features, out_features, output_dtype, torch.get_num_threads()):
+    if onednn_is_right(in_features, out_features, torch.get_num_threads()):
         # Beside the weight in its own order oneDNN keeps a sum per output feature.
-        return _OneDnnProduct(weight, scales, output_dtype), kept_bytes + 4 * out_features
-    return _PlainProduct(weight, scales, output_dtype), kept_bytes
+        return OneDnnProduct(weight, scales), kept_bytes + 4 * out_features
+    return PlainProduct(weight, scales), kept_bytes
 
 
-class _OneDnnProduct:
-    def __init__(self, weight: Tensor, scales: Tensor, output_dtype: torch.dtype) -> None:
+class OneDnnProduct:
+    """By oneDNN: for CPUs with VNNI, and for several threads."""
+
+    def __init__(self, weight: Tensor, scales: Tensor) -> None:
         self._packed = torch.ops.onednn.qlinear_prepack(weight, None)
         self._scales = scales
         self._no_zero_points = torch.empty(0, dtype=torch.int32)
-        self._dtype = output_dtype
 
-    def __call__(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+    def __call__(self, x: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        # The scale and zero point of x, then the weight; no bias; scale and zero point of the output; nothing after it.
+        y = torch.ops.onednn.qlinear_pointwise(
             x,
             1.0,
             0,
@@ -62,24 +72,24 @@ class _OneDnnProduct:
             None,
             1.0,
             0,
-            self._dtype,
+            torch.float32,
             "none",
             [],
             "",
         )
-        return out
+        return rescale_rows(y, scales, bias, dtype)
 
 
-class _PlainProduct:
-    """Exact: in float32, over so few columns at a time that no sum is rounded."""
+class PlainProduct:
+    """By torch: exact in float32, over so few columns at a time that no sum is rounded."""
 
-    def __init__(self, weight: Tensor, scales: Tensor, output_dtype: torch.dtype) -> None:
-        self._weight, self._scales, self._dtype = weight, scales, output_dtype
+    def __init__(self, weight: Tensor, scales: Tensor) -> None:
+        self._weight, self._scales = weight, scales
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         rows, (out_features, in_features) = x.shape[0], self._weight.shape
         values = x.float()
-        out = torch.empty((rows, out_features), dtype=self._dtype)
+        y = torch.empty((rows, out_features))
         step = max(1, _WIDENED_ELEMENTS // in_features)
         for low in range(0, out_features, step):
             high = min(low + step, out_features)
@@ -88,14 +98,14 @@ class _PlainProduct:
             for begin in range(0, in_features, _EXACT_COLUMNS):
                 columns = slice(begin, begin + _EXACT_COLUMNS)
                 total += (values[:, columns] @ part[:, columns].t()).to(torch.int32)
-            out[:, low:high] = (total.float() * self._scales[low:high]).to(self._dtype)
-        return out
+            y[:, low:high] = total.float() * self._scales[low:high]
+        return rescale_rows(y, scales, bias, dtype)
 
 
 @cache
-def _onednn_is_right(in_features: int, out_features: int, output_dtype: torch.dtype, threads: int) -> bool:
-    """Tries the shape on this CPU, with so many threads; says once for each what it means if it can't be used."""
-    problem = _problem(in_features, out_features, output_dtype)
+def onednn_is_right(in_features: int, out_features: int, threads: int) -> bool:
+    """Tries the shape on this CPU, with torch's present number of threads; says once what it means if it fails."""
+    problem = _problem(in_features, out_features)
     if problem:
         log.warning(
             "int8_without_instructions",
@@ -106,7 +116,7 @@ def _onednn_is_right(in_features: int, out_features: int, output_dtype: torch.dt
     return not problem
 
 
-def _problem(in_features: int, out_features: int, output_dtype: torch.dtype) -> str:
+def _problem(in_features: int, out_features: int) -> str:
     """Why oneDNN is not used; empty if it computes what it should."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.onednn, "qlinear_prepack"):  # type: ignore[no-untyped-call]
         return "this torch has no 8-bit products of oneDNN"
@@ -114,19 +124,21 @@ def _problem(in_features: int, out_features: int, output_dtype: torch.dtype) -> 
     # 64 different output features tell as much as all; among them the largest sums of either sign.
     block = torch.randint(-LEVELS, LEVELS + 1, (64, in_features), generator=generator, dtype=torch.int8)
     block[0], block[1] = LEVELS, -LEVELS
-    weight = block.repeat(-(-out_features // 64), 1)[:out_features]
+    times = -(-out_features // 64)
+    weight = block.repeat(times, 1)[:out_features]
     scales = torch.rand(out_features, generator=generator) + 0.5
     operations = 2 * in_features * out_features
     counts = [rows for rows in _TRIED_ROWS if rows <= 16 or rows * operations <= _MOST_OPERATIONS]
     x = torch.randint(-LEVELS, LEVELS + 1, (counts[-1], in_features), generator=generator, dtype=torch.int8)
     x[::3] = LEVELS
     exact = x.double() @ block.double().t()  # [R, 64]
-    sums = exact.float().repeat(1, -(-out_features // 64))[:, :out_features]
+    expected = exact.float().repeat(1, times)[:, :out_features] * scales
+    ones = torch.ones(counts[-1])
     with torch.inference_mode():
         try:
-            product = _OneDnnProduct(weight, scales, output_dtype)
+            product = OneDnnProduct(weight, scales)
             for rows in counts:
-                if not torch.equal(product(x[:rows]), (sums[:rows] * scales).to(output_dtype)):
+                if not torch.equal(product(x[:rows], ones[:rows], None, torch.float32), expected[:rows]):
                     return f"oneDNN computes {rows} rows wrongly on this CPU, which has no 8-bit dot products"
         except RuntimeError as error:
             return f"oneDNN can't compute 8-bit products on this CPU: {error}"

@@ -25,13 +25,14 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return quantize_rows_by_torch(x) if native is None else native.quantize(x.contiguous())
 
 
-def rescale_rows(y: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    """y [R, N] * scales [R] + bias [N], rounded once; `y` is contiguous and may be overwritten."""
-    native = native_int8_rows(y.dtype)
+def rescale_rows(y: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """y [R, N] float32, contiguous → y * scales [R] + bias [N], rounded once to `dtype`, which the bias has, too."""
+    native = native_int8_rows(dtype)
     if native is None:
-        return rescale_rows_by_torch(y, scales, bias)
-    native.rescale(y, scales, bias)
-    return y
+        return rescale_rows_by_torch(y, scales, bias, dtype)
+    out = torch.empty(y.shape, dtype=dtype)
+    native.rescale(out, y, scales, bias)
+    return out
 
 
 def quantize_rows_by_torch(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,7 +48,7 @@ def quantize_rows_by_torch(x: Tensor) -> tuple[Tensor, Tensor]:
     return integers.to(torch.int8), scales
 
 
-def rescale_rows_by_torch(y: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+def rescale_rows_by_torch(y: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """As `rescale_rows`, bit by bit."""
-    scaled = y.float() * scales[:, None]
-    return (scaled if bias is None else scaled + bias.float()).to(y.dtype)
+    scaled = y * scales[:, None]
+    return (scaled if bias is None else scaled + bias.float()).to(dtype)

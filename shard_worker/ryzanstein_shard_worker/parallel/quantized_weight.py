@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .int8_product import int8_product
-from .int8_rows import quantize_rows, rescale_rows
+from .int8_rows import quantize_rows
 
 
 class QuantizedWeight:
@@ -28,11 +28,9 @@ class QuantizedWeight:
             raise ValueError(f"a {weight.dtype} weight on {weight.device} can't be served in 8-bit integers")
         self.out_features, self.in_features = weight.shape
         self._dtype = weight.dtype
-        # float16 ends at 65504, and sums of integers times a weight's scale can be larger.
-        self._product_dtype = torch.float32 if weight.dtype == torch.float16 else weight.dtype
         with torch.no_grad():
             integers, scales = quantize_rows(weight.detach())
-            self._product, self.nbytes = int8_product(integers, scales, self._product_dtype)
+            self._product, self.nbytes = int8_product(integers, scales, weight.dtype)
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [.., K] → about x @ weight.T + bias [.., N], without gradient."""
@@ -41,9 +39,7 @@ class QuantizedWeight:
         if x.shape[0] == 0:
             return x.new_empty(0, self.out_features)
         integers, scales = quantize_rows(x)
-        if bias is not None and bias.dtype != self._product_dtype:
-            bias = bias.to(self._product_dtype)
-        return rescale_rows(self._product(integers), scales, bias).to(self._dtype)
+        return self._product(integers, scales, bias, self._dtype)
 
 
 def can_quantize(dtype: torch.dtype, device: torch.device) -> bool:
