@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
+from .freed_memory import keep_freed_memory
 from .kv_cache import BlockAllocator
 from .models import Decoder
 from .paged_attention import KVPool, StepLayout, make_attend
@@ -47,6 +48,7 @@ class Runner:
     @torch.inference_mode()
     def warm_up(self, max_batched_tokens: int) -> None:
         """One prefill and one decode over the scratch block, so that kernels are chosen before a user waits."""
+        keep_freed_memory()
         for count in (min(max_batched_tokens, self._pool.block_size), 1):
             layout = StepLayout(
                 query_start=torch.tensor([0, count], dtype=torch.int32),

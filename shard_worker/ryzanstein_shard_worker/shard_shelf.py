@@ -8,6 +8,7 @@ import torch
 
 from ryzanstein.v1 import shard_worker_pb2
 
+from .freed_memory import give_freed_memory_back
 from .shard import Progress, Shard, ShardKey, build_shard
 
 
@@ -42,6 +43,7 @@ class ShardShelf:
         self._drop_other_models(key)  # before the new one is read, not beside it
         shard = self.find(key)
         if shard is None:
+            give_freed_memory_back()
             shard = build_shard(request, model_dir=model_dir, device=device)
             if shard.index is not None:
                 shard.read(device, progress)
