@@ -9,14 +9,16 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
 
 from ryzanstein.v1.operations_pb2 import ClusterSnapshot
 from ryzanstein.wire import to_plain
 
-from .activity import KEPT_S, WINDOW_S
+from .activity import KEPT_S, WINDOW_S, Point
 from .metrics import Metrics
+from .openai.replies import EVENTS, FAILURES
 from .orchestrator import REFRESH_S, MultiGPUOrchestrator
 
 _UNCACHED = {"cache-control": "no-store"}
@@ -27,25 +29,55 @@ _EVENT_HEADERS = {**_UNCACHED, "x-accel-buffering": "no"}
 _MOST_EFFORT = 0.02
 
 
+class Alive(BaseModel):
+    """Of /livez."""
+
+    alive: bool
+
+
+class Ready(BaseModel):
+    """Of /readyz and /health; the reason is empty when it is."""
+
+    ready: bool
+    reason: str
+
+
+class ActivityReply(BaseModel):
+    """Of /cluster/activity."""
+
+    unix_s: float
+    window_s: float
+    points: list[Point]
+
+
+def _readiness() -> dict[str, Any]:
+    return {"response_model": Ready, "responses": {503: {"model": Ready}}}
+
+
 def operations_routes(orchestrator: MultiGPUOrchestrator, metrics: Metrics) -> APIRouter:
     """Routes to include into the coordinator's application."""
-    routes = APIRouter(tags=["operations"])
+    routes = APIRouter(tags=["operations"], responses=FAILURES)
 
-    @routes.get("/livez", summary="The process runs")
+    @routes.get("/livez", summary="The process runs", response_model=Alive)
     async def livez() -> JSONResponse:
         return JSONResponse({"alive": True})
 
-    @routes.get("/readyz", summary="A request sent now would be generated")
-    @routes.get("/health", summary="The same as /readyz")
+    @routes.get("/readyz", summary="A request sent now would be generated", **_readiness())
+    @routes.get("/health", summary="The same as /readyz", **_readiness())
     async def readyz() -> JSONResponse:
         ready, reason = orchestrator.readiness()
         return JSONResponse({"ready": ready, "reason": reason}, status_code=200 if ready else 503)
 
-    @routes.get("/cluster", summary="The cluster now")
+    @routes.get("/cluster", summary="The cluster now", response_model=dict[str, Any])
     async def cluster() -> JSONResponse:
         return JSONResponse(to_plain(orchestrator.snapshot()), headers=_UNCACHED)
 
-    @routes.get("/cluster/events", summary="The cluster now and after every change, as server-sent events")
+    @routes.get(
+        "/cluster/events",
+        summary="The cluster now and after every change, as server-sent events",
+        response_class=Response,
+        responses={200: {"content": EVENTS}},
+    )
     async def cluster_events(
         pulse: Annotated[
             float | None,
@@ -60,7 +92,11 @@ def operations_routes(orchestrator: MultiGPUOrchestrator, metrics: Metrics) -> A
             _events(orchestrator, pulse), media_type="text/event-stream", headers=_EVENT_HEADERS
         )
 
-    @routes.get("/cluster/activity", summary="Throughput, latency and load of the last seconds, one by one")
+    @routes.get(
+        "/cluster/activity",
+        summary="Throughput, latency and load of the last seconds, one by one",
+        response_model=ActivityReply,
+    )
     async def cluster_activity(
         seconds: Annotated[int, Query(ge=1, le=KEPT_S, description="The newest so many.")] = 180,
     ) -> JSONResponse:
@@ -70,7 +106,7 @@ def operations_routes(orchestrator: MultiGPUOrchestrator, metrics: Metrics) -> A
             headers=_UNCACHED,
         )
 
-    @routes.get("/metrics", summary="Prometheus text")
+    @routes.get("/metrics", summary="Prometheus text", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 

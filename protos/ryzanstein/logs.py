@@ -175,6 +175,10 @@ def _for_people(_logger: object, _method: str, event: EventDict) -> EventDict:
     return shown
 
 
+def _is_no_lost_caller(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("ExecuteBatchError raised in core")
+
+
 def _redirect_standard_library(number: int, shared: list[Processor], ending: list[Processor]) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -183,6 +187,12 @@ def _redirect_standard_library(number: int, shared: list[Processor], ending: lis
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending],
         )
     )
+    # gRPC's core has lines of its own, in its own form, one for each call that is no good: strangers would fill the
+    # disk. ERROR is what its package sets when it is imported; who wants the lines asks for INFO or DEBUG.
+    if os.environ.get("GRPC_VERBOSITY", "ERROR").upper() == "ERROR":
+        os.environ["GRPC_VERBOSITY"] = "NONE"
+    # A caller that leaves just when its refusal is written: gRPC has a traceback for it and means no defect.
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_lost_caller)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(number)

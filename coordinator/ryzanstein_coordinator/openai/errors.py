@@ -99,7 +99,7 @@ def internal_reply(error: BaseException) -> ErrorReply:
 def reply_of_validation(error: RequestValidationError) -> ErrorReply:
     """The first thing that is wrong with a body, by the name of its field."""
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
+    place = [str(part) for part in first["loc"][1:]]  # the first says where: body, query, path
     if first["type"] == "json_invalid":
         why = first.get("ctx", {}).get("error", "it ends too early")
         return ErrorReply(400, f"the body is not JSON: {why} (at character {place[-1] if place else 0})")

@@ -8,10 +8,7 @@ from typing import Any
 from ..errors import shown
 from ..prompts import ChatPrompt, TextPrompt, TokenPrompt
 from .errors import BadRequestError
-from .schemas import ChatRequest, TokenizeRequest
-
-#: Prompts of one request.
-MAX_PROMPTS = 512
+from .schemas import MAX_PROMPTS, ChatRequest, TokenizeRequest
 
 #: Of what else messages and template variables hold: templates walk through it.
 _DEEPEST = 32

@@ -21,14 +21,24 @@ from ..tokenization import ModelTokenizer
 from .answer import Answer, MakeChoice, admit, new_id
 from .choices import ChatChoice, CompletionChoice, Echo
 from .errors import BadRequestError, UnknownModelError
-from .prompts import MAX_PROMPTS, chat_prompt, completion_prompts
+from .prompts import chat_prompt, completion_prompts
+from .replies import (
+    FAILURES,
+    ChatReply,
+    CompletionReply,
+    ModelReply,
+    ModelsReply,
+    TextReply,
+    TokensReply,
+    streamed,
+)
 from .resume import read_resume
 from .sampling import chat_sampling, completion_sampling, count_of
 from .schemas import (
+    MAX_PROMPTS,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
-    Failure,
     GenerationRequest,
     TokenizeRequest,
 )
@@ -38,9 +48,7 @@ from .whole import whole_reply
 
 def openai_routes(front_door: FrontDoor, intake: Intake) -> APIRouter:
     """Routes to include into the coordinator's application."""
-    # Without the first FastAPI would document its own 422, which is never sent.
-    failures: dict[int | str, dict[str, Any]] = {"4XX": {"model": Failure}, "5XX": {"model": Failure}}
-    routes = APIRouter(tags=["openai"], responses=failures)
+    routes = APIRouter(tags=["openai"], responses=FAILURES)
     started_at = int(time.time())
     piece_of = intake.tokenizer.piece
 
@@ -82,7 +90,7 @@ def openai_routes(front_door: FrontDoor, intake: Intake) -> APIRouter:
             return EventStream(answer, include_usage=body.include_usage, headers=headers)
         return await whole_reply(answer, http, headers)
 
-    @routes.post("/v1/chat/completions", summary="An answer to messages", response_model=None)
+    @routes.post("/v1/chat/completions", summary="An answer to messages", responses=streamed(ChatReply))
     async def chat_completions(body: ChatRequest, http: Request) -> Response:
         prompt = chat_prompt(body, body.messages)
 
@@ -93,7 +101,7 @@ def openai_routes(front_door: FrontDoor, intake: Intake) -> APIRouter:
             body, http, [prompt], chat_sampling(body), choice, kind="chat.completion", prefix="chatcmpl"
         )
 
-    @routes.post("/v1/completions", summary="What follows a text", response_model=None)
+    @routes.post("/v1/completions", summary="What follows a text", responses=streamed(CompletionReply))
     async def completions(body: CompletionRequest, http: Request) -> Response:
         special = True if body.add_special_tokens is None else body.add_special_tokens
         prompts = completion_prompts(body.prompt, add_special_tokens=special)
@@ -107,15 +115,15 @@ def openai_routes(front_door: FrontDoor, intake: Intake) -> APIRouter:
             body, http, prompts, completion_sampling(body), choice, kind="text_completion", prefix="cmpl"
         )
 
-    @routes.get("/v1/models", summary="The model that is served")
+    @routes.get("/v1/models", summary="The model that is served", response_model=ModelsReply)
     async def models() -> JSONResponse:
         return JSONResponse({"object": "list", "data": [_model_card(intake.model(), started_at)]})
 
-    @routes.get("/v1/models/{name:path}", summary="One model")
+    @routes.get("/v1/models/{name:path}", summary="One model", response_model=ModelReply)
     async def model(name: str) -> JSONResponse:
         return JSONResponse(_model_card(_model(intake, name), started_at))
 
-    @routes.post("/tokenize", summary="Token ids of a text or of messages")
+    @routes.post("/tokenize", summary="Token ids of a text or of messages", response_model=TokensReply)
     async def tokenize(body: TokenizeRequest) -> JSONResponse:
         facts = _model(intake, body.model)
         if (body.prompt is None) == (body.messages is None):
@@ -132,7 +140,7 @@ def openai_routes(front_door: FrontDoor, intake: Intake) -> APIRouter:
             {"count": len(ids), "max_model_len": facts.max_model_len, "tokens": ids, "token_strs": texts}
         )
 
-    @routes.post("/detokenize", summary="The text of token ids")
+    @routes.post("/detokenize", summary="The text of token ids", response_model=TextReply)
     async def detokenize(body: DetokenizeRequest) -> JSONResponse:
         facts = _model(intake, body.model)
         return JSONResponse({"prompt": await intake.prompts.detokenize(body.tokens, facts)})

@@ -8,14 +8,11 @@ from ryzanstein.v1.sampling_pb2 import SamplingParams
 from ..errors import shown
 from ..sampling_params import MAX_LOGPROBS
 from .errors import BadRequestError
-from .schemas import ChatRequest, CompletionRequest, GenerationRequest
+from .schemas import MAX_N, MOST_UINT32, ChatRequest, CompletionRequest, GenerationRequest
 
-#: Sequences of one prompt, as OpenAI bounds them.
-MAX_N = 128
 #: What /v1/completions generates if it is not told how much.
 DEFAULT_COMPLETION_TOKENS = 16
 
-_UINT32 = 2**32 - 1
 _NUMBERS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
 
@@ -24,9 +21,9 @@ def chat_sampling(request: ChatRequest) -> SamplingParams:
     _refuse_tools(request)
     params = _common(request)
     if request.max_completion_tokens is not None:
-        params.max_tokens = _within("max_completion_tokens", request.max_completion_tokens, 1, _UINT32)
+        params.max_tokens = _within("max_completion_tokens", request.max_completion_tokens, 1, MOST_UINT32)
     elif request.max_tokens is not None:
-        params.max_tokens = _within("max_tokens", request.max_tokens, 1, _UINT32)
+        params.max_tokens = _within("max_tokens", request.max_tokens, 1, MOST_UINT32)
     if request.logprobs:
         params.logprobs = _within("top_logprobs", request.top_logprobs or 0, 0, MAX_LOGPROBS)
     elif request.top_logprobs:
@@ -42,7 +39,7 @@ def completion_sampling(request: CompletionRequest) -> SamplingParams:
         raise BadRequestError("best_of is not supported: ask for n and choose", param="best_of")
     params = _common(request)
     wanted = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
-    params.max_tokens = _within("max_tokens", wanted, 1, _UINT32)
+    params.max_tokens = _within("max_tokens", wanted, 1, MOST_UINT32)
     if request.logprobs is not None:
         params.logprobs = _within("logprobs", request.logprobs, 0, MAX_LOGPROBS)
         if request.echo:
@@ -75,16 +72,16 @@ def _common(request: GenerationRequest) -> SamplingParams:
         if value is not None:
             setattr(params, name, value)
     if request.top_k is not None:  # -1 is vLLM's name for "off"
-        params.top_k = max(0, _within("top_k", request.top_k, -1, _UINT32))
+        params.top_k = max(0, _within("top_k", request.top_k, -1, MOST_UINT32))
     if request.seed is not None:
         # OpenAI's is a signed number: a negative one is taken as the same bits without a sign.
         params.seed = _within("seed", request.seed, -(2**63), 2**64 - 1) % 2**64
     if request.stop is not None:
         params.stop.extend(_texts(request.stop))
     for index, token_id in enumerate(request.stop_token_ids or ()):
-        params.stop_token_ids.append(_within(f"stop_token_ids[{index}]", token_id, 0, _UINT32))
+        params.stop_token_ids.append(_within(f"stop_token_ids[{index}]", token_id, 0, MOST_UINT32))
     for token_id, bias in (request.logit_bias or {}).items():
-        params.logit_bias[_within("logit_bias", token_id, 0, _UINT32)] = _bias(token_id, bias)
+        params.logit_bias[_within("logit_bias", token_id, 0, MOST_UINT32)] = _bias(token_id, bias)
     return params
 
 

@@ -7,9 +7,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from ..sampling_params import MAX_LOGIT_BIASES
+from ..sampling_params import (
+    MAX_LOGIT_BIASES,
+    MAX_LOGPROBS,
+    MAX_REPETITION_PENALTY,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_TOKEN_IDS,
+    MAX_STOPS,
+    MAX_TEMPERATURE,
+    MIN_REPETITION_PENALTY,
+)
+
+#: Prompts of one request.
+MAX_PROMPTS = 512
+#: Sequences of one prompt, as OpenAI bounds them.
+MAX_N = 128
+MOST_UINT32 = 2**32 - 1
 
 
 def _each(kind: type, name: str) -> BeforeValidator:
@@ -25,18 +40,27 @@ def _each(kind: type, name: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _shown(**bounds: Any) -> Any:
+    """An optional field whose bounds are only described here: they are checked where every protocol's are."""
+    return Field(default=None, json_schema_extra=bounds)
+
+
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
+
+_STOP: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
 
 #: One text or several. The last validator is asked first.
 Texts = Annotated[
     list[str],
     _each(str, "a text"),
     BeforeValidator(_as_list),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+    WithJsonSchema({"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}]}),
 ]
-Integers = Annotated[list[int], _each(int, "an integer")]
+_ID: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": MOST_UINT32}
+_IDS: dict[str, Any] = {"type": "array", "items": _ID}
+Integers = Annotated[list[int], _each(int, "an integer"), WithJsonSchema(_IDS)]
 Objects = Annotated[list[dict[str, Any]], _each(dict, "an object")]
 
 
@@ -46,16 +70,36 @@ def _few_biases(value: object) -> object:
     return value
 
 
-LogitBias = Annotated[dict[int, float], BeforeValidator(_few_biases)]
+LogitBias = Annotated[
+    dict[int, float],
+    BeforeValidator(_few_biases),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+            "maxProperties": MAX_LOGIT_BIASES,
+        }
+    ),
+]
 
-_IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}}
-_TEXTS: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
+_TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
+_PROMPT_IDS: dict[str, Any] = {**_IDS, "minItems": 1}
+_SEVERAL: dict[str, Any] = {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS}
 
 #: A text, token ids, or a list of either: `prompts.completion_prompts` looks at it.
 PromptField = Annotated[
     Any,
-    WithJsonSchema({"anyOf": [{"type": "string"}, _IDS, _TEXTS, {"type": "array", "items": _IDS}]}),
+    WithJsonSchema(
+        {"anyOf": [_TEXT, _PROMPT_IDS, {**_SEVERAL, "items": _TEXT}, {**_SEVERAL, "items": _PROMPT_IDS}]}
+    ),
 ]
+
+_PART: dict[str, Any] = {
+    "type": "object",
+    "required": ["type", "text"],
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+}
 
 #: `prompts.chat_prompt` looks at them.
 MessagesField = Annotated[
@@ -68,11 +112,11 @@ MessagesField = Annotated[
                 "type": "object",
                 "required": ["role"],
                 "properties": {
-                    "role": {"type": "string"},
+                    "role": {"type": "string", "description": "Which there are the model's template says."},
                     "content": {
                         "anyOf": [
                             {"type": "string"},
-                            {"type": "array", "items": {"type": "object"}},
+                            {"type": "array", "items": _PART},
                             {"type": "null"},
                         ]
                     },
@@ -102,22 +146,22 @@ class GenerationRequest(_Body):
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int | None = None
+    n: int | None = _shown(minimum=1, maximum=MAX_N)
+    max_tokens: int | None = _shown(minimum=1, maximum=MOST_UINT32)
+    temperature: float | None = _shown(minimum=0, maximum=MAX_TEMPERATURE)
+    top_p: float | None = _shown(exclusiveMinimum=0, maximum=1)
+    top_k: int | None = _shown(minimum=-1, maximum=MOST_UINT32)
+    min_p: float | None = _shown(minimum=0, maximum=1)
+    seed: int | None = _shown(minimum=-(2**63), maximum=2**64 - 1)
     stop: Texts | None = None
-    stop_token_ids: Integers | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
+    stop_token_ids: Integers | None = _shown(maxItems=MAX_STOP_TOKEN_IDS)
+    presence_penalty: float | None = _shown(minimum=-2, maximum=2)
+    frequency_penalty: float | None = _shown(minimum=-2, maximum=2)
+    repetition_penalty: float | None = _shown(minimum=MIN_REPETITION_PENALTY, maximum=MAX_REPETITION_PENALTY)
     logit_bias: LogitBias | None = None
     ignore_eos: bool | None = None
     #: Anything but plain text is refused: what it asks for would not be kept.
-    response_format: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = _shown(properties={"type": {"const": "text"}})
 
     @property
     def include_usage(self) -> bool:
@@ -128,25 +172,26 @@ class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
     messages: MessagesField
-    max_completion_tokens: int | None = None
+    max_completion_tokens: int | None = _shown(minimum=1, maximum=MOST_UINT32)
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: int | None = _shown(minimum=0, maximum=MAX_LOGPROBS)
     add_generation_prompt: bool | None = None
     add_special_tokens: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: list[Any] | None = None
+    #: Neither is there yet; where `tool_choice` is "none" they are left unread.
+    tools: list[Any] | None = _shown(maxItems=0)
     tool_choice: Any = None
-    functions: list[Any] | None = None
+    functions: list[Any] | None = _shown(maxItems=0)
 
 
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
     prompt: PromptField
-    logprobs: int | None = None
+    logprobs: int | None = _shown(minimum=0, maximum=MAX_LOGPROBS)
     echo: bool | None = None
     best_of: int | None = None
-    suffix: str | None = None
+    suffix: str | None = _shown(maxLength=0)
     add_special_tokens: bool | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -153,3 +154,23 @@ def test_a_line_that_can_not_be_written_stops_nobody(monkeypatch: pytest.MonkeyP
         monkeypatch.undo()
         with contextlib.suppress(OSError):  # what it holds back can't be written either
             full.close()
+
+
+def test_strangers_calls_leave_no_lines_of_grpcs_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRPC_VERBOSITY", "ERROR")  # as importing grpc sets it
+    configure_logging()
+    assert os.environ["GRPC_VERBOSITY"] == "NONE"
+    grpcs = logging.getLogger("grpc._cython.cygrpc")
+    grpcs.error("ExecuteBatchError raised in core by servicer method [%s]", "/a/b")
+    grpcs.error("Unexpected [%s] raised by servicer method [%s]", "KeyError", "/a/b")
+    assert [line["event"] for line in lines(capsys)] == [
+        "Unexpected [KeyError] raised by servicer method [/a/b]"
+    ]
+
+
+def test_who_asks_for_grpcs_lines_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRPC_VERBOSITY", "DEBUG")
+    configure_logging()
+    assert os.environ["GRPC_VERBOSITY"] == "DEBUG"

@@ -122,6 +122,16 @@ async def test_a_text_that_is_not_utf_8_is_the_callers_mistake() -> None:
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_nothing_compressed_is_taken() -> None:
+    """A kilobyte could become a megabyte before its size is looked at."""
+    async with all_services([]) as channel:
+        for way in (grpc.Compression.Gzip, grpc.Compression.Deflate):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary(path_of(METHODS[2]))(b"", timeout=20, compression=way)
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert "disabled" in (caught.value.details() or "")
+
+
 async def test_a_defect_is_told_and_its_text_is_not() -> None:
     defects: list[tuple[str, BaseException]] = []
     failure = KeyError("a secret")
