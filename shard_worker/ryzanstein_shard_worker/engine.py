@@ -286,8 +286,10 @@ class Engine:
             shard.exchange(group.handler, sources, self._device, self.pulse.felt_in(self._progressed))
         pool = shard.pool(limits, self._device)
         self._set(phase="warming up", weights_bytes=shard.weights_bytes, kv_cache_bytes=shard.kv_cache_bytes)
-        runner = Runner(shard.model, pool, cpu_threads=self._config.cpu_threads)
+        device = shard.step_device(pool, limits)
+        runner = Runner(shard.model, pool, cpu_threads=self._config.cpu_threads, device=device)
         runner.warm_up(limits.max_batched_tokens)
+        runner.enter(membership.profiler)
         failpoint("join.warm")
         group.handler.barrier()  # no rank serves before all are warm
         self._set(state=cluster_pb2.WORKER_STATE_ACTIVE, phase="serving")
@@ -296,7 +298,7 @@ class Engine:
     def _leave(self, epoch: int, fault: cluster_pb2.Fault | None) -> None:
         self._membership = None  # before anybody is told that something changed
         if self._shelf.current is not None:
-            self._shelf.current.handler.unbind()
+            self._shelf.current.leave()
         self._groups.leave(epoch)
         if fault is not None and fault.kind == "memory" and self._device.type == "cuda":
             torch.cuda.empty_cache()  # in other pieces it may be enough

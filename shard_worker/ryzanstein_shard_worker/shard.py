@@ -29,6 +29,7 @@ from .checkpoint import DistributedCheckpointLoader, DistributedParameterInitial
 from .communication import CommunicationHandler, RebindableHandler
 from .models import Decoder, build_model
 from .paged_attention import KVPool
+from .step_device import StepDevice, step_device
 
 log = structlog.get_logger(__name__)
 
@@ -90,6 +91,7 @@ class Shard:
     #: Some of the weights came from a peer, which then failed.
     _begun: bool = False
     _pool: KVPool | None = None
+    _device: StepDevice | None = None
 
     @property
     def weights_bytes(self) -> int:
@@ -143,7 +145,7 @@ class Shard:
         """Pages for this rank's key-value heads: those of the epoch before, if they are as many."""
         pool = self._pool
         if pool is None or (pool.num_blocks, pool.block_size) != (limits.num_blocks, limits.block_size):
-            self._pool = pool = None  # before the new one, not beside it
+            self._pool = pool = self._device = None  # before the new one, not beside it
             first, last = kv_head_range(self.config, self.key.rank, self.key.tensor_parallel_size)
             self._pool = pool = KVPool(
                 self.config.num_layers,
@@ -156,6 +158,26 @@ class Shard:
             )
             log.info("pages_allocated", rank=self.key.rank, bytes=pool.bytes, attention=pool.attention)
         return pool
+
+    def step_device(self, pool: KVPool, limits: shard_worker_pb2.EngineLimits) -> StepDevice | None:
+        """How a GPU's steps are launched over these pages: those of the epoch before, if nothing changed. CPU: None."""
+        sizes = tuple(limits.graph_sizes)
+        if self._device is None or self._device.graph_sizes != sizes:
+            self._device = None  # before the new one, not beside it
+            self._device = step_device(
+                self.model,
+                pool,
+                sizes,
+                max_model_len=self.key.max_model_len,
+                reproducible=self.key.reproducible,
+            )
+        return self._device
+
+    def leave(self) -> None:
+        """The group is over: nothing that holds it is kept. Before the group is closed."""
+        self.handler.unbind()
+        if self._device is not None and self._device.graphs is not None:
+            self._device.graphs.leave()
 
     def _pack(self, module: str) -> None:
         key = self.key

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Concatenate, NoReturn, ParamSpec, TypeVar
+from typing import Concatenate, Literal, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -53,6 +53,8 @@ class BackendHandler(CommunicationHandler):
     """Numbers and checks every operation and hands it, with contiguous tensors, to the backend's own
     method.
     """
+
+    graphs: Literal["free", "bound", "none"] = "none"
 
     def __init__(self, *, rank: int, world_size: int, backend: str, timeout_s: float) -> None:
         if not 0 <= rank < world_size:
@@ -144,6 +146,15 @@ class BackendHandler(CommunicationHandler):
     def check(self) -> None:
         if self._broken is not None:
             raise self._error()
+
+    def capturing(self) -> None:
+        pass
+
+    def captured(self) -> int:
+        return 0
+
+    def replayed(self, mark: int) -> None:
+        self._begin("replay")
 
     def abort(self, reason: str) -> None:
         if self._broken is None:

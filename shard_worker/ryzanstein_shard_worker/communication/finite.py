@@ -52,6 +52,10 @@ class DeviceFlags:
         torch.linalg.vector_norm(tensor.detach(), ord=math.inf, dtype=torch.float32, out=slot)
         self._used += 1
 
+    def filled(self, count: int) -> None:
+        """The first `count` slots were written by a graph that is replayed."""
+        self._used = count
+
     def take(self) -> Tensor | None:
         """→ [sums] float32 on the device, of the parts since the last call; None if there were none.
 

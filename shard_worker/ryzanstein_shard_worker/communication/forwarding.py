@@ -15,6 +15,7 @@ class ForwardingHandler(CommunicationHandler):
         self.rank = target.rank
         self.world_size = target.world_size
         self.backend = target.backend
+        self.graphs = target.graphs
 
     @property
     def last(self) -> LastOperation:
@@ -46,6 +47,15 @@ class ForwardingHandler(CommunicationHandler):
 
     def check(self) -> None:
         self._target.check()
+
+    def capturing(self) -> None:
+        self._target.capturing()
+
+    def captured(self) -> int:
+        return self._target.captured()
+
+    def replayed(self, mark: int) -> None:
+        self._target.replayed(mark)
 
     def abort(self, reason: str) -> None:
         self._target.abort(reason)

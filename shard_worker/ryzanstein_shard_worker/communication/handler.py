@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -35,11 +35,15 @@ class CommunicationHandler(ABC):
         rank: of this process, from 0.
         world_size: number of ranks.
         backend: what carries the operations: "single", "shared_memory", "gloo" or "nccl".
+        graphs: whether operations may be captured into a CUDA graph. "free": a graph holds nothing of the group and
+            outlives it; "bound": it holds the group's communicator and has to go before the group can; "none": they
+            happen on the host and can't be captured.
     """
 
     rank: int
     world_size: int
     backend: str
+    graphs: Literal["free", "bound", "none"]
 
     @property
     @abstractmethod
@@ -83,6 +87,21 @@ class CommunicationHandler(ABC):
     def check(self) -> None:
         """Raises when the group is broken. After waiting for a device, before what it computed is used:
         operations on CUDA tensors end early, with garbage, when the group breaks."""
+
+    @abstractmethod
+    def capturing(self) -> None:
+        """Work that is to be captured begins, once to warm up and once in earnest: what was noted of sums before does
+        not belong to it."""
+
+    @abstractmethod
+    def captured(self) -> int:
+        """It ends. → what `replayed` has to be told at each replay of it."""
+
+    @abstractmethod
+    def replayed(self, mark: int) -> None:
+        """A graph was launched, whose operations count as one of the group: `settle` and `check` see them like others.
+
+        Raises CommunicationError when the group is broken."""
 
     @abstractmethod
     def abort(self, reason: str) -> None:

@@ -36,6 +36,8 @@ class NcclHandler(BackendHandler):
     nothing here; that they don't end is seen by whoever watches the steps.
     """
 
+    graphs = "bound"
+
     def __init__(
         self,
         process_group: Any,
@@ -63,6 +65,19 @@ class NcclHandler(BackendHandler):
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch_launches, name="nccl-watch", daemon=True)
         self._watcher.start()
+
+    def capturing(self) -> None:
+        self._flags.take()
+
+    def captured(self) -> int:
+        own = self._flags.take()
+        return 0 if own is None else len(own)
+
+    def replayed(self, mark: int) -> None:
+        """The graph has filled the flags of `mark` sums, as the operations that were captured would have."""
+        super().replayed(mark)
+        self._flags.filled(mark)
+        self._watch.launched(self._last, time.monotonic())
 
     def settle(self) -> None:
         """One small all-gather per step tells every rank of all ranks' parts: the rank that waits for the device, and

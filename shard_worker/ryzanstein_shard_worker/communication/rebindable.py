@@ -26,8 +26,10 @@ class RebindableHandler(ForwardingHandler):
             )
         self._target = handler
         self.backend = handler.backend
+        self.graphs = handler.graphs
 
     def unbind(self) -> None:
         """Leaves the group. Closing its handler is its owner's business."""
         self._target = UnboundHandler(self.rank, self.world_size)
         self.backend = self._target.backend
+        self.graphs = self._target.graphs

@@ -12,6 +12,8 @@ from .step_channel import StepChannel
 class SingleHandler(BackendHandler):
     """World size 1. Operations are numbered and checked like everywhere else, and move nothing."""
 
+    graphs = "free"
+
     def __init__(self) -> None:
         super().__init__(rank=0, world_size=1, backend="single", timeout_s=1.0)
         self._flags = DeviceFlags()

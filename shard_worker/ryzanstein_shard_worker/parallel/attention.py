@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..communication import CommunicationHandler
-from ..native.elementwise import native_elementwise
+from .elementwise import fused_elementwise
 from .feature_slice import head_slice
 from .layer import TensorParallelLayer
 from .linear import ColumnParallelLinear, RowParallelLinear
@@ -79,7 +79,7 @@ class ParallelAttention(TensorParallelLayer):
             norm = partial(RMSNorm, head_dim, eps=qk_norm_eps, dtype=dtype, device=device, split_over=handler)
             self.q_norm, self.k_norm = norm(), norm()
         self._norm_eps = qk_norm_eps or 0.0
-        self._native = native_elementwise(dtype, device)
+        self._native = fused_elementwise(dtype, device)
         self.output = RowParallelLinear(
             queries.size, hidden_size, bias=output_bias, handler=handler, dtype=dtype, device=device
         )

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..communication import CommunicationHandler
-from ..native.elementwise import native_elementwise
+from .elementwise import fused_elementwise
 from .feature_slice import even_slice
 from .layer import TensorParallelLayer
 from .linear import ColumnParallelLinear, RowParallelLinear
@@ -52,7 +52,7 @@ class ParallelMLP(TensorParallelLayer):
         self.down = RowParallelLinear(
             intermediate_size, hidden_size, bias=bias, handler=handler, dtype=dtype, device=device
         )
-        self._native = native_elementwise(dtype, device)
+        self._native = fused_elementwise(dtype, device)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [.., hidden] → the same shape, whole on every rank."""

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..communication import CommunicationHandler
-from ..native.elementwise import native_elementwise
 from .autograd import copy_to_ranks
+from .elementwise import fused_elementwise
 from .layer import empty_parameter
 
 
@@ -39,7 +39,7 @@ class RMSNorm(nn.Module):
         self.size = (size,)
         self.weight = empty_parameter(size, dtype=dtype, device=device)
         self._split_over = split_over
-        self._native = native_elementwise(dtype, device)
+        self._native = fused_elementwise(dtype, device)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [.., size] → the same shape."""
