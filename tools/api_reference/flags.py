@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ FAMILIES = (
     ("shard",),
     ("generate", "chat"),
     ("status", "top", "drain"),
+    ("bench serving", "bench scaling", "bench communication", "bench loading"),
 )
 
 
@@ -34,19 +36,29 @@ class Flag:
 
 
 def commands() -> dict[str, list[Any]]:
-    """Command → its parameters."""
-    group: Any = typer.main.get_command(build_app())
-    return {name: [p for p in command.params if _is_shown(p)] for name, command in group.commands.items()}
+    """Command, with its group's name before its own → its parameters."""
+    return {name: [p for p in command.params if _is_shown(p)] for name, command in _leaves(_program())}
 
 
 def spellings() -> set[str]:
     """Every flag that any command knows, `--no-…` and short ones included."""
-    group: Any = typer.main.get_command(build_app())
     known = {"--help"}
-    for command in (group, *group.commands.values()):
+    for command in (_program(), *(command for _, command in _leaves(_program()))):
         for parameter in command.params:
             known.update(word for word in (*parameter.opts, *parameter.secondary_opts) if word[:1] == "-")
     return known
+
+
+def _program() -> Any:
+    return typer.main.get_command(build_app())
+
+
+def _leaves(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _leaves(command, f"{before}{name} ")
+        else:
+            yield before + name, command
 
 
 def declared() -> set[str]:

@@ -16,7 +16,7 @@ import typer
 from ryzanstein import __version__
 from ryzanstein.program import EXIT_USAGE, ProgramError, missing_extra, run
 
-from . import bench_serving, chat, demo, generate, operations
+from . import bench_scaling, bench_serving, chat, demo, generate, operations
 
 GROUP = "ryzanstein.commands"
 
@@ -44,7 +44,7 @@ def build_app() -> typer.Typer:
     """All commands: those of the client first."""
     app = typer.Typer(add_completion=False, no_args_is_help=True)
     app.callback()(_global_options)
-    for module in (generate, chat, operations, bench_serving, demo):
+    for module in (generate, chat, operations, bench_serving, bench_scaling, demo):
         module.commands(app)
     _add_plugins(app)
     return app

@@ -89,22 +89,20 @@ class Bench(Generic[R]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         seconds = time.monotonic() - self._begun_s
+        console = OutputConsole()
+        if self.results:  # before the last probe of the machine: whoever presses Ctrl-C wants to see them
+            for table in self._view.tables(self.results):
+                console.print(table)
+                console.print()
+            console.file.flush()
         state = self._watch.state()
-        if self.results:
-            self._show(state)
+        for line in machine_lines(state) if self.results else ():
+            console.print(line, style="dim")
         if self._json_file is not None:
             document = self._document(state, seconds, complete=kind is None)
             _write(self._json_file, json.dumps(document, indent=2, default=str) + "\n")
         if self._plot_file is not None and self.results:
             self._draw(self._plot_file)
-
-    def _show(self, state: MachineState) -> None:
-        console = OutputConsole()
-        for table in self._view.tables(self.results):
-            console.print(table)
-            console.print()
-        for line in machine_lines(state):
-            console.print(line, style="dim")
 
     def _document(self, state: MachineState, seconds: float, *, complete: bool) -> dict[str, Any]:
         return {

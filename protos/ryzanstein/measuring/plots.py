@@ -7,10 +7,10 @@ from typing import Any
 
 def log_axis(axis: Any) -> None:
     """Logarithmic, with numbers as people write them: 40, not 4 × 10¹."""
-    from matplotlib.ticker import LogFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter
 
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_formatter(LogFormatter(labelOnlyBase=False))
+    axis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,.9g}"))
     low, high = axis.get_view_interval()
     # Within one decade the decade's own number says too little; over several there is no room for more.
     few = high / max(low, 1e-12) < 30

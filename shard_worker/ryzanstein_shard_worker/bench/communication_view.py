@@ -50,7 +50,7 @@ def draw(figure: Any, results: Sequence[CollectiveResult]) -> None:
     for index in range(len(operations), len(axes) // 2 * columns):
         for row in (2 * (index // columns), 2 * (index // columns) + 1):
             axes[row][index % columns].set_visible(False)
-    axes[0][0].legend(frameon=False, fontsize="small")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False)
     figure.set_size_inches(4.2 * columns, 3.0 * len(axes))
 
 
