@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +48,64 @@ def test_the_workspace_follows_its_formula() -> None:
     mlp = tokens * 3 * math.ceil(inner / 2) * 4
     logits = rows * vocabulary // 2 * 4 + 2 * rows * vocabulary * 4
     assert needs.workspace == streams + max(attention, mlp) + logits
+
+
+def test_captured_steps_and_attention_count_on_gpus() -> None:
+    def workspace(*sizes: int) -> int:
+        return rank_needs(
+            llama_8b(),
+            1,
+            dtype="bfloat16",
+            kind="cuda",
+            max_batched_tokens=8192,
+            max_num_seqs=64,
+            graph_sizes=sizes,
+        ).workspace
+
+    assert workspace() > 256 * MIB
+    assert workspace(1, 8) - workspace() > workspace(8) - workspace() > 16 * MIB
+    planner = ResourceAllocator(configuration(max_num_seqs=6), llama_8b())
+    plan = planner.plan(1, (share(80 * GIB),))
+    assert plan.bounds is not None
+    assert plan.bounds.graph_sizes == (1, 2, 4, 6)
+    off = ResourceAllocator(configuration(cuda_graphs="off"), llama_8b()).plan(1, (share(80 * GIB),))
+    assert off.bounds is not None
+    assert off.bounds.graph_sizes == ()
+
+
+def test_eight_bit_weights_need_half_of_bfloat16_and_a_little_room_for_rounded_activations() -> None:
+    plain, rounded = (
+        rank_needs(
+            llama_8b(),
+            2,
+            dtype="bfloat16",
+            kind="cpu",
+            max_batched_tokens=512,
+            max_num_seqs=64,
+            quantization=quantization,
+        )
+        for quantization in ("none", "int8")
+    )
+    embedding = 2 * 128256 // 2 * 4096
+    assert rounded.weights - embedding == pytest.approx((plain.weights - embedding) / 2, rel=0.002)
+    assert rounded.workspace - plain.workspace == 512 * (14336 // 2 + 4)
+    assert rounded.kv_per_token == plain.kv_per_token
+
+
+def test_eight_bit_weights_are_for_cpus_and_whoever_has_gpus_is_told_what_to_do() -> None:
+    config = configuration(tensor_parallel_size=1, quantization="int8", dtype="bfloat16")
+    plan = ResourceAllocator(config, tiny_model()).plan(1, (share(80 * GIB),))
+    assert not plan.fits
+    assert plan.refusal == (
+        "int8 is for workers on CPUs; on GPUs serve with --quantization none, or give --device cpu"
+    )
+    assert ResourceAllocator(config, tiny_model()).plan(1, (share(8 * GIB, "cpu"),)).fits
+
+
+def test_a_cpu_that_is_too_small_for_bfloat16_is_told_of_eight_bits() -> None:
+    config = configuration(tensor_parallel_size=1, dtype="bfloat16", max_model_len=2048, max_num_seqs=4)
+    plan = ResourceAllocator(config, llama_8b()).plan(1, (share(14 * GIB, "cpu"),))
+    assert "--quantization int8 fits: linear layers' weights in 8-bit integers" in plan.advice
 
 
 def test_an_eighty_gigabyte_gpu_serves_an_8b_model_at_full_length() -> None:
@@ -114,7 +173,13 @@ def test_on_a_cpu_no_more_cache_is_taken_than_can_be_used() -> None:
     assert (
         plan.bounds.num_blocks == 1 + 64 * 256 // 16
     )  # every sequence at full length, and the scratch block
-    assert plan.bounds.max_batched_tokens == 512
+
+
+def test_on_a_cpu_the_steps_of_a_small_model_are_larger() -> None:
+    for model, tokens in ((tiny_model(), 2048), (llama_8b(), 512)):
+        plan = ResourceAllocator(configuration(), model).plan(1, (share(64 * GIB, "cpu"),))
+        assert plan.bounds is not None
+        assert plan.bounds.max_batched_tokens == tokens
 
 
 def test_a_small_model_does_not_fill_a_large_gpu() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ryzanstein.model_plan import (
+    INT8,
     ModelError,
     kv_bytes_per_token,
     parameter_count,
@@ -40,6 +43,29 @@ def test_a_packed_tied_head_counts_too() -> None:
     assert weight_bytes_per_rank(tied, 2, packed=True) == weight_bytes_per_rank(untied, 2, packed=True)
     assert weight_bytes_per_rank(untied, 2, packed=True) == weight_bytes_per_rank(untied, 2)
     assert weight_bytes_per_rank(tied, 2) == weight_bytes_per_rank(untied, 2) - 4 * 3 * 4
+
+
+def test_eight_bit_weights_take_a_byte_each_and_eight_per_output_feature() -> None:
+    config = record(
+        num_layers=1,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=2,
+        hidden_size=8,
+        intermediate_size=12,
+        vocab_size=10,
+        dtype="bfloat16",
+    )
+    qkv, output, gate_up, down, head = 16 * 8, 8 * 8, 24 * 8, 8 * 12, 10 * 8
+    features = 16 + 8 + 24 + 8 + 10
+    in_bfloat16 = 10 * 8 + 3 * 8  # embedding and norms
+    expected = qkv + output + gate_up + down + head + 8 * features + 2 * in_bfloat16
+    assert weight_bytes_per_rank(config, 1, quantization=INT8) == expected
+    tied = replace(config, tie_word_embeddings=True)
+    assert weight_bytes_per_rank(tied, 1, packed=True, quantization=INT8) == expected
+    assert weight_bytes_per_rank(tied, 1, quantization=INT8) == expected - head - 8 * 10
+    with pytest.raises(ModelError, match="quantization 'int3' is not one of none, int8"):
+        weight_bytes_per_rank(config, 1, quantization="int3")
 
 
 def test_a_token_takes_keys_and_values_of_the_ranks_heads() -> None:
