@@ -121,7 +121,8 @@ class MultiGPUOrchestrator:
             StatusError: it can't be taken; see `registration.examine`.
         """
         try:
-            worker = examine(self._clock(), self.state, request)
+            equal_bits = self.config.reproducible
+            worker = examine(self._clock(), self.state, request, equal_bits=equal_bits)
             self._workers.open(worker)
         except StatusError as error:
             log.warning("worker_refused", worker=request.worker_id, host=request.host, reason=error.message)

@@ -23,15 +23,23 @@ MAX_EPOCH = 2**53
 _REPLACED_LIMIT = 8
 
 
-def examine(now_s: float, state: ClusterState, request: cluster_pb2.RegisterRequest) -> WorkerRecord:
+def examine(
+    now_s: float, state: ClusterState, request: cluster_pb2.RegisterRequest, *, equal_bits: bool = True
+) -> WorkerRecord:
     """The record of the worker as it begins anew or comes back.
+
+    Args:
+        equal_bits: whichever workers hold the ranks, a request has to give the same tokens.
 
     Raises:
         StatusError: INVALID_ARGUMENT for a request that makes no sense; FAILED_PRECONDITION for a worker that
-            can never serve here: other versions, or an id that another process has taken over.
+            can never serve here: other versions, an id that another process has taken over, or a CPU that does
+            not compute with the instructions of the others.
     """
     _check_fields(request)
     _check_versions(request)
+    if equal_bits:
+        _check_instructions(state, request)
     known = state.workers.get(request.worker_id)
     if known is not None and request.incarnation in known.replaced:
         raise _refused(
@@ -55,6 +63,7 @@ def examine(now_s: float, state: ClusterState, request: cluster_pb2.RegisterRequ
             total_bytes=device.total_bytes,
             free_bytes=device.free_bytes,
             baseline_bytes=device.baseline_bytes,
+            instructions=device.instructions,
         ),
         release=request.versions.release,
         cpu_threads=request.cpu_threads,
@@ -89,7 +98,8 @@ def _check_fields(request: cluster_pb2.RegisterRequest) -> None:
             f"Register: address {request.address!r} of {request.worker_id} is not HOST:PORT of its own server"
         )
     texts = (request.address, request.host, request.host_id, request.versions.release)
-    if any(len(text) > _MAX_TEXT for text in (*texts, request.device.name, request.device.model)):
+    device = request.device
+    if any(len(text) > _MAX_TEXT for text in (*texts, device.name, device.model, device.instructions)):
         raise invalid_argument(
             f"Register: a text of {request.worker_id} is longer than {_MAX_TEXT} characters"
         )
@@ -119,6 +129,26 @@ def _check_versions(request: cluster_pb2.RegisterRequest) -> None:
                 f"{request.worker_id} (release {request.versions.release or 'unknown'}) has {name} version "
                 f"{theirs}, this coordinator has {ours}: install releases whose {name} versions agree"
             )
+
+
+def _check_instructions(state: ClusterState, request: cluster_pb2.RegisterRequest) -> None:
+    """Ranks of one CPU may still compute differently: Linux may refuse AMX to a process, a library may not be built."""
+    theirs = request.device.instructions
+    for other in state.workers.values():
+        ours = other.device.instructions
+        if (
+            not theirs
+            or not ours
+            or theirs == ours
+            or not other.alive
+            or other.worker_id == request.worker_id
+        ):
+            continue
+        raise _refused(
+            f"{request.worker_id} on {request.host} computes with {theirs}, but {other.worker_id} on {other.host} "
+            f"with {ours}: the same request would give other tokens when a rank moves; give all workers the same "
+            "processors, packages and sandbox, or start the coordinator with --no-reproducible"
+        )
 
 
 def _refused(message: str) -> StatusError:

@@ -30,6 +30,8 @@ class DeviceRecord:
     total_bytes: int = 0
     free_bytes: int = 0
     baseline_bytes: int = 0
+    #: Of a CPU: what it computes with, as far as other instructions give other bits; empty: not known.
+    instructions: str = ""
 
 
 @dataclass(frozen=True, slots=True)

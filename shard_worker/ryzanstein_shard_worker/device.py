@@ -10,6 +10,8 @@ import torch
 
 from ryzanstein.v1 import cluster_pb2
 
+from .native.attention import native_attention
+
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -35,7 +37,19 @@ def describe(device: torch.device) -> cluster_pb2.Device:
         total_bytes=total,
         free_bytes=min(total, _meminfo_bytes("MemAvailable")),
         baseline_bytes=used_bytes(device),
+        instructions=_instructions(),
     )
+
+
+def _instructions() -> str:
+    """What this process computes with: the CPU's, less what Linux refuses to it. The C kernels ask for AMX as oneDNN
+    does, and get the same answer. Where they are missing torch's attention takes their place, with other bits.
+    """
+    attention = native_attention()
+    kernels = "torch's attention" if attention is None else f"attention by {attention.isa.name}"
+    tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    highest = attention.highest.name if attention is not None else "AMX" * bool(tiles is not None and tiles())
+    return f"{torch.backends.cpu.get_cpu_capability()}{f', {highest}' if highest else ''}, {kernels}"
 
 
 def used_bytes(device: torch.device) -> int:

@@ -96,6 +96,7 @@ class Device(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     FREE_BYTES_FIELD_NUMBER: _builtins.int
     BASELINE_BYTES_FIELD_NUMBER: _builtins.int
+    INSTRUCTIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"cpu" or "cuda:0"."""
     kind: _builtins.str
@@ -108,6 +109,8 @@ class Device(_message.Message):
     """What was free when the worker registered."""
     baseline_bytes: _builtins.int
     """What the worker's process holds before it loads anything."""
+    instructions: _builtins.str
+    """Of a CPU: the instructions that it computes with, as far as other ones give other bits; empty: not known."""
     def __init__(
         self,
         *,
@@ -117,10 +120,11 @@ class Device(_message.Message):
         total_bytes: _builtins.int = ...,
         free_bytes: _builtins.int = ...,
         baseline_bytes: _builtins.int = ...,
+        instructions: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_bytes", b"baseline_bytes", "free_bytes", b"free_bytes", "kind", b"kind", "model", b"model", "name", b"name", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_bytes", b"baseline_bytes", "free_bytes", b"free_bytes", "instructions", b"instructions", "kind", b"kind", "model", b"model", "name", b"name", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

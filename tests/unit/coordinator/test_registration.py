@@ -14,6 +14,7 @@ from ryzanstein.wire import StatusError
 from ryzanstein_coordinator.registration import examine
 from ryzanstein_coordinator.snapshot import telemetry_of
 from ryzanstein_coordinator.state import ClusterState
+from ryzanstein_coordinator.worker_record import DeviceRecord
 
 from .cluster_builders import GIB, shard, worker
 
@@ -47,6 +48,27 @@ def test_other_versions_are_refused_with_both_numbers(version: str) -> None:
     with pytest.raises(StatusError, match=f"9.9.*{version} version 99") as caught:
         examine(0.0, ClusterState(), request(versions=versions))
     assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def computing_with(instructions: str) -> cluster_pb2.RegisterRequest:
+    device = cluster_pb2.Device(name="cpu", kind="cpu", total_bytes=GIB, instructions=instructions)
+    return request(worker_id="w1", incarnation="w1-1", device=device)
+
+
+def test_a_worker_that_computes_with_other_instructions_is_refused_where_tokens_have_to_be_the_same() -> None:
+    there = worker("w0", device=DeviceRecord(total_bytes=GIB, instructions="AVX512, AMX"))
+    state = ClusterState(workers={"w0": there})
+    assert examine(0.0, state, computing_with("AVX512, AMX")).device.instructions == "AVX512, AMX"
+    with pytest.raises(
+        StatusError, match=r"w1 on alpha computes with AVX512, but w0 on .* with AVX512, AMX"
+    ) as caught:
+        examine(0.0, state, computing_with("AVX512"))
+    assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "--no-reproducible" in caught.value.message
+    assert examine(0.0, state, computing_with("AVX512"), equal_bits=False).worker_id == "w1"
+    assert examine(0.0, state, computing_with("")).worker_id == "w1", "an older release does not say"
+    gone = ClusterState(workers={"w0": replace(there, lost_reason="killed")})
+    assert examine(0.0, gone, computing_with("AVX512")).worker_id == "w1"
 
 
 @pytest.mark.parametrize(
