@@ -46,7 +46,8 @@ def configuration(
     max_batched_tokens: Annotated[
         int | None,
         typer.Option(
-            help="tokens of one step, prefill and decode together; default 512 on CPUs, 8192 on GPUs"
+            help="tokens of one step, prefill and decode together; default 512 on CPUs (up to 2048 for small "
+            "models), 8192 on GPUs"
         ),
     ] = None,
     prefix_caching: Annotated[

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ryzanstein.model_plan import INT8, INT8_ON_GPUS, ModelConfig, ModelError
+from ryzanstein.model_plan import INT8, INT8_ON_GPUS, ModelConfig, ModelError, parameter_count
 
 from .config import BLOCK_SIZE, OrchestratorConfig
 from .group_record import EngineBounds
@@ -21,6 +21,9 @@ PREFIX_SHARE = 4
 #: A model that is cut to less context than this is refused: it would answer hardly anything.
 LEAST_MODEL_LEN = 128
 _BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
+#: A CPU's step may have up to so many times as many tokens if it stays below so many operations, about 50 ms of one
+#: core: where a model is small, what each step costs besides (planning, drawing, messages) is a third of a prefill.
+_SMALL_MODELS_TIMES, _SMALL_STEP_OPERATIONS = 4, 1e10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,8 +200,16 @@ class MemoryPlanner:
         )
 
     def _batched_tokens(self, kind: str) -> int:
-        default = max(_BATCHED_TOKENS[kind], self._config.max_num_seqs)
-        return self._config.max_batched_tokens or default
+        if self._config.max_batched_tokens:
+            return self._config.max_batched_tokens
+        tokens = most = _BATCHED_TOKENS[kind]
+        if kind == "cpu":
+            most *= _SMALL_MODELS_TIMES
+        while (
+            2 * tokens <= most and 2.0 * parameter_count(self._model) * 2 * tokens <= _SMALL_STEP_OPERATIONS
+        ):
+            tokens *= 2
+        return max(tokens, self._config.max_num_seqs)
 
     def _wanted_cache_bytes(self, needs: Needs, kind: str, room: int) -> int:
         """Bytes of cache per rank: as told; on GPUs what there is, on CPUs what can be used, both within reason."""
