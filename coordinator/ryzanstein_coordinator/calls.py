@@ -208,6 +208,7 @@ def limits_message(limits: EngineBounds) -> shard_worker_pb2.EngineLimits:
         memory_bytes=limits.memory_bytes,
         prefix_caching=limits.prefix_caching,
         max_decode_slowdown=limits.max_decode_slowdown,
+        graph_sizes=limits.graph_sizes,
     )
 
 

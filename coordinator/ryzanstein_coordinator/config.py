@@ -61,6 +61,10 @@ class OrchestratorConfig:
     #: A step that prefills beside streams that decode should take at most so many times as long as without.
     #: 0: no bound.
     max_decode_slowdown: float = 1.7
+    #: "auto" or "off": whether GPUs capture steps that only decode.
+    cuda_graphs: str = "auto"
+    #: At these numbers of rows. None: powers of two up to `max_num_seqs`, and that.
+    cuda_graph_sizes: tuple[int, ...] | None = None
     #: Share of each device's memory that may be used, in (0, 1].
     memory_utilization: float = 0.9
     #: Bytes of KV cache per rank. None: what the ledger leaves, on CPUs no more than is needed.
@@ -153,6 +157,7 @@ class OrchestratorConfig:
             raise ConfigError(
                 f"--max-decode-slowdown: {self.max_decode_slowdown} is not above 1, e.g. 1.7; 0 sets no bound"
             )
+        self._check_graphs()
         if not 0.0 < self.memory_utilization <= 1.0:
             raise ConfigError(f"--memory-utilization: {self.memory_utilization} is not in (0, 1], e.g. 0.9")
         if self.kv_cache_bytes is not None and self.kv_cache_bytes < 1:
@@ -186,6 +191,16 @@ class OrchestratorConfig:
                 "or use 127.0.0.1, or add --insecure in a network that you trust"
             )
 
+    def _check_graphs(self) -> None:
+        if self.cuda_graphs not in ("auto", "off"):
+            raise ConfigError(f"--cuda-graphs: {self.cuda_graphs!r} is neither auto nor off")
+        for size in self.cuda_graph_sizes or ():
+            if not 1 <= size <= self.max_num_seqs:
+                raise ConfigError(
+                    f"--cuda-graph-sizes: {size} is not in 1..{self.max_num_seqs}, the rows that a step which only "
+                    "decodes can have (--max-num-seqs)"
+                )
+
     def _check_times(self) -> None:
         for name in _SECONDS:
             seconds = getattr(self, name)
@@ -205,6 +220,15 @@ class OrchestratorConfig:
             raise ConfigError(
                 f"backoff_limit_s: {self.backoff_limit_s} is shorter than backoff_s ({self.backoff_s})"
             )
+
+    def graph_sizes(self, kind: str) -> tuple[int, ...]:
+        """Numbers of rows at which devices of this kind ("cpu", "cuda") capture steps that only decode, ascending."""
+        if kind != "cuda" or self.cuda_graphs == "off":
+            return ()
+        if self.cuda_graph_sizes is not None:
+            return tuple(sorted(set(self.cuda_graph_sizes)))
+        powers = (1 << power for power in range(self.max_num_seqs.bit_length()))
+        return tuple(sorted({*powers, self.max_num_seqs}))
 
     @property
     def worker_count(self) -> int:

@@ -15,7 +15,7 @@ from ryzanstein.program import ConfigFile, LogFormat, LogLevel
 from ryzanstein.sizes import parse_bytes
 from ryzanstein.tls import TlsFiles
 
-from .config import OrchestratorConfig, default_state_dir
+from .config import ConfigError, OrchestratorConfig, default_state_dir
 
 
 def configuration(
@@ -60,6 +60,16 @@ def configuration(
             help="how many times as long a step may take when it prefills beside running streams; 0: no bound",
         ),
     ] = 1.7,
+    cuda_graphs: Annotated[
+        str, typer.Option(metavar="auto|off", help="GPUs launch steps that only decode with one call")
+    ] = "auto",
+    cuda_graph_sizes: Annotated[
+        str,
+        typer.Option(
+            metavar="N,N,…",
+            help="at these numbers of streams; default: powers of two up to max-num-seqs, and that",
+        ),
+    ] = "",
     max_waiting_requests: Annotated[
         int | None, typer.Option(help="requests that may wait for a place; default: eight for each that runs")
     ] = None,
@@ -144,6 +154,8 @@ def configuration(
         max_batched_tokens=max_batched_tokens,
         prefix_caching=prefix_caching,
         max_decode_slowdown=max_decode_slowdown,
+        cuda_graphs=cuda_graphs,
+        cuda_graph_sizes=_numbers("--cuda-graph-sizes", cuda_graph_sizes),
         max_waiting_requests=max_waiting_requests,
         max_waiting_tokens=max_waiting_tokens,
         memory_utilization=memory_utilization,
@@ -170,6 +182,16 @@ def configuration(
         log_level=log_level,
         insecure=insecure,
     )
+
+
+def _numbers(flag: str, text: str) -> tuple[int, ...] | None:
+    """ "1,2,4" → (1, 2, 4); nothing → None."""
+    if not text.strip():
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{flag}: {text!r} is not a list of numbers, e.g. 1,2,4,8") from None
 
 
 def command(action: Callable[[OrchestratorConfig], None]) -> Callable[..., None]:

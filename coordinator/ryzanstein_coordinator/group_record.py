@@ -82,6 +82,8 @@ class EngineBounds:
     memory_bytes: int = 0
     prefix_caching: bool = True
     max_decode_slowdown: float = 0.0
+    #: Rows at which GPUs capture steps that only decode.
+    graph_sizes: tuple[int, ...] = ()
 
     @property
     def kv_tokens(self) -> int:

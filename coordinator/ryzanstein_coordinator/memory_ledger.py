@@ -14,6 +14,9 @@ I, vocabulary V, head size d, and a rank's hq query and hkv key-value heads:
                                    the rank's logits, then all ranks' in float32, then those without padding
                   + T·(max(H, hq·d, ⌈I/N⌉) + 4)  with --quantization int8: a layer's input in 8-bit integers with
                                    its scales; in float16 also T·2·⌈I/N⌉·4, a product before it is rounded
+                  + on GPUs 256 MiB        what attention needs beside the pages, whichever kind is chosen, and for
+                                   captured steps the same formula with T = R = the largest size, which they share,
+                                   and 16 MiB for each size
     communicator  nothing for one rank; on CPUs 2·T·H·4 + R·⌈V/N⌉·4 of buffers; on GPUs what NCCL takes
     runtime       what the process held before it loaded anything, measured when it registered, and the kernels that
                   come with the first steps
@@ -50,6 +53,10 @@ KERNEL_BYTES = {"cpu": 64 * MIB, "cuda": 0}
 NCCL_BYTES = 256 * MIB
 #: A slow core, a slow GPU.
 SLOW_OPERATIONS_PER_S = {"cpu": 50e9, "cuda": 20e12}
+#: The most that any kind of attention takes beside the pages: gathered ones, or parts of split keys.
+GPU_ATTENTION_BYTES = 256 * MIB
+#: The driver's own memory for a captured step of some hundred kernels: a guess, not measured.
+GRAPH_BYTES = 16 * MIB
 RESERVE_SHARE = 0.03
 RESERVE_BYTES = 64 * MIB
 
@@ -83,8 +90,9 @@ def rank_needs(
     max_batched_tokens: int,
     max_num_seqs: int,
     quantization: str = UNQUANTIZED,
+    graph_sizes: tuple[int, ...] = (),
 ) -> Needs:
-    """What one of `size` ranks needs on a device of `kind` ("cpu" or "cuda").
+    """What one of `size` ranks needs on a device of `kind` ("cpu" or "cuda"), with steps captured at these sizes.
 
     Raises ModelError if the model can't be split over `size` ranks.
     """
@@ -93,6 +101,11 @@ def rank_needs(
     workspace = _workspace_bytes(model, size, dtype, max_batched_tokens, max_num_seqs)
     if quantization == INT8:
         workspace += _int8_workspace_bytes(model, size, dtype, max_batched_tokens)
+    if kind != "cpu":
+        workspace += GPU_ATTENTION_BYTES
+    if graph_sizes:
+        largest = max(graph_sizes)
+        workspace += _workspace_bytes(model, size, dtype, largest, largest) + GRAPH_BYTES * len(graph_sizes)
     return Needs(
         weights=weights,
         workspace=workspace,

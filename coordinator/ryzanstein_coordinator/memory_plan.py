@@ -171,6 +171,7 @@ class MemoryPlanner:
             memory_bytes=min(ledger.budget for ledger in plan.ledgers),
             prefix_caching=self._config.prefix_caching,
             max_decode_slowdown=self._config.max_decode_slowdown,
+            graph_sizes=self._config.graph_sizes(kind),
         )
         return replace(plan, bounds=bounds, notes=notes)
 
@@ -197,6 +198,7 @@ class MemoryPlanner:
             kind=kind,
             max_batched_tokens=self._batched_tokens(kind),
             max_num_seqs=self._config.max_num_seqs,
+            graph_sizes=self._config.graph_sizes(kind),
         )
 
     def _batched_tokens(self, kind: str) -> int:
