@@ -88,7 +88,7 @@ def test_an_environment_without_the_peer_is_refused_with_what_to_do(tmp_path: Pa
 
 
 def test_a_runner_starts_without_anything_of_ours() -> None:
-    """With an interpreter that sees neither our packages nor theirs: until the engine is loaded nothing else is needed."""
+    """With an interpreter that sees neither our packages nor theirs: only the engine needs more."""
     runners = ", ".join(f"benchmarks.peers.runners.{name}" for name in ("openvino", "transformers", "vllm"))
     command = [
         sys.executable,
