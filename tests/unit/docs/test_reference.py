@@ -44,7 +44,7 @@ def test_every_name_that_the_library_exports_has_its_place() -> None:
 
 def test_the_flags_of_a_family_stand_once() -> None:
     rows = [line for line in flags.reference() if line.startswith("| `--tensor-parallel-size`")]
-    assert len(rows) == len({"serve and coordinator", "plan", "demo"})
+    assert len(rows) == len({"serve and coordinator", "plan", "bench loading", "demo"})
     assert any("`--reproducible/--no-reproducible`" in line for line in flags.reference())
 
 
