@@ -122,7 +122,9 @@ class HttpFront:
         temperature: float,
         ignore_eos: bool,
         timeout_s: float,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        """`transport`: in place of the network."""
         import httpx
 
         context: ssl.SSLContext | bool = True
@@ -135,6 +137,7 @@ class HttpFront:
             verify=context,
             timeout=httpx.Timeout(timeout_s),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            transport=transport,
             trust_env=False,  # a proxy between would be measured too
         )
         self._model = model
