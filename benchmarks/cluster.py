@@ -1,6 +1,7 @@
 """A model through the whole cluster on this machine: client, coordinator, shard workers.
 
-    python -m benchmarks.cluster [--device cuda] [--model DIR] [--ranks 1 2] [--streams 1 8 16] [--peer] [--json FILE]
+    python -m benchmarks.cluster [--device cuda] [--model DIR] [--ranks 1 2] [--streams 1 8 16]
+        [--quantization int8] [--json FILE]
 
 Without --model the model `medium` of `benchmarks.models` is made below --work. On CPUs every rank gets one core, on
 GPUs one GPU. Greedy, end of sequence ignored, prompt 128 and output 128 tokens; the first token is measured with a
@@ -15,8 +16,6 @@ import json
 import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -27,7 +26,7 @@ import grpc
 import psutil
 from tests.cluster.harness import Cluster
 
-from ryzanstein.model_plan import kv_bytes_per_token, read_model_config
+from ryzanstein.model_plan import QUANTIZATIONS, UNQUANTIZED, kv_bytes_per_token, read_model_config
 from ryzanstein.v1.operations_pb2 import PlanMemoryRequest
 from ryzanstein.v1.operations_pb2_grpc import OperationsServiceStub
 from ryzanstein_client import Client
@@ -46,6 +45,7 @@ class Result:
     """One cluster. Times in seconds, memory in bytes."""
 
     ranks: int
+    quantization: str
     start_s: float
     first_token_s: float
     #: Streams at once → tokens per second of all of them.
@@ -58,7 +58,13 @@ class Result:
 
 
 def measure(
-    model: Path, ranks: int, streams: list[int], repeats: int, work: Path, device: str = "cpu"
+    model: Path,
+    ranks: int,
+    streams: list[int],
+    repeats: int,
+    work: Path,
+    device: str = "cpu",
+    quantization: str = UNQUANTIZED,
 ) -> Result:
     """Starts a cluster, measures, stops it."""
     begun = time.monotonic()
@@ -78,6 +84,8 @@ def measure(
         str(cache),
         "--device",
         device,
+        "--quantization",
+        quantization,
     )
     with Cluster(work / f"state-{ranks}", model, *flags, tensor_parallel_size=ranks) as cluster:
         cluster.ready(180)
@@ -100,7 +108,7 @@ def measure(
             _crowd(client, [prompt(LONG_PROMPT) for _ in range(FULL)], FILL_OUTPUT)
         ledger, peak = _memory(cluster)
         cluster.terminate(60)
-    return Result(ranks, start_s, statistics.median(first), decode, rpc_share, ledger, peak)
+    return Result(ranks, quantization, start_s, statistics.median(first), decode, rpc_share, ledger, peak)
 
 
 def _stream(client: Client, prompt: list[int], count: int) -> tuple[float, list[float]]:
@@ -164,13 +172,11 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, default=UNQUANTIZED)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ryzanstein-benchmarks")
-    parser.add_argument(
-        "--peer", action="store_true", help="measure transformers on all cores in the same run, too"
-    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -180,7 +186,15 @@ def main() -> None:
     )
     results = []
     for ranks in options.ranks:
-        result = measure(model, ranks, options.streams, options.repeats, options.work, options.device)
+        result = measure(
+            model,
+            ranks,
+            options.streams,
+            options.repeats,
+            options.work,
+            options.device,
+            options.quantization,
+        )
         results.append(result)
         print(
             f"ranks {ranks}: start {result.start_s:.1f} s, first token {result.first_token_s * 1000:.0f} ms, "
@@ -191,16 +205,6 @@ def main() -> None:
             print(
                 f"  rank {rank}: ledger {planned / 2**20:.0f} MiB, peak {peak / 2**20:.0f} MiB, {planned / peak:.2f}"
             )
-    if options.peer:
-        command = [sys.executable, "-m", "benchmarks.transformers_peer", "--model", str(model)]
-        command += ["--repeats", str(options.repeats), "--threads", str(os.cpu_count())]
-        command += ["--streams", *map(str, options.streams)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        peer = json.loads(done.stdout.splitlines()[-1])
-        print(
-            f"transformers: start {peer['start_s']:.1f} s, first token {peer['first_token_s'] * 1000:.0f} ms, "
-            + ", ".join(f"b{count} {rate:.1f} tok/s" for count, rate in peer["decode"].items())
-        )
     if options.json:
         options.json.write_text(json.dumps([asdict(result) for result in results], indent=2))
 
