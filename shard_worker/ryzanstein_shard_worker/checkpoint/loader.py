@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 import torch
@@ -13,11 +13,18 @@ from ryzanstein.model_plan import Box, CheckpointIndex, ModelConfig, ModelError,
 
 from .distributor import Read, WeightDistributor
 from .mapped_file import MappedFile
+from .parallel_reads import ParallelReads, largest_span
 from .read_ahead import ReadAhead, Span
 from .transfer import Transfer, check_range, make_transfer
 
 #: Told the loaded fraction, 0 to 1, by bytes.
 Progress = Callable[[float], None]
+
+#: Of each thread's buffer: large enough for the bus, small enough that page-locking a dozen takes no time.
+_PARALLEL_CHUNK_BYTES = 16 << 20
+
+#: A read that is done or on its way, and what returns when all up to it has arrived.
+Moved = tuple[Read, Callable[[], None]]
 
 #: Told "embedding", "layers.3", "norm" or "head" when all its parameters are there.
 LayerComplete = Callable[[str], None]
@@ -34,7 +41,8 @@ class DistributedCheckpointLoader:
         dtype: of the parameters that `allocate` makes.
         device: where the parameters are.
         read_ahead_bytes: how far before the copying the file is asked for.
-        chunk_bytes: how much is copied at a time, between two calls of `progress`.
+        chunk_bytes: how much is copied at a time, between two calls of `progress`. None: what suits the device.
+        parallel: by several threads. None: to a GPU; a CPU's parameters are filled from the mapping in one pass.
 
     Raises:
         ModelError: the model can't be split so, or the checkpoint is not of this model.
@@ -50,7 +58,8 @@ class DistributedCheckpointLoader:
         device: torch.device,
         *,
         read_ahead_bytes: int = 512 << 20,
-        chunk_bytes: int = 64 << 20,
+        chunk_bytes: int | None = None,
+        parallel: bool | None = None,
     ) -> None:
         self._distributor = WeightDistributor(index, config, world)
         self._plans = self._distributor.parameters(rank)  # also checks the rank
@@ -58,7 +67,8 @@ class DistributedCheckpointLoader:
         self._dtype = dtype
         self._device = device
         self._read_ahead_bytes = read_ahead_bytes
-        self._chunk_bytes = chunk_bytes
+        self._parallel = device.type != "cpu" if parallel is None else parallel
+        self._chunk_bytes = chunk_bytes or (_PARALLEL_CHUNK_BYTES if self._parallel else 64 << 20)
 
     def allocate(self) -> dict[str, Tensor]:
         """The rank's parameters by name, uninitialised."""
@@ -107,27 +117,49 @@ class DistributedCheckpointLoader:
         check_planned(tensors, self._plans, self._rank, self._distributor.world)
         files = self._distributor.index.files
         reads = self._distributor.reads(self._rank, self._chunk_bytes)
-        spans = [Span(files[read.file].path, *read.span) for read in reads]
+        spans = {id(read): Span(files[read.file].path, *read.span) for read in reads}
         total_bytes = sum(read.needed_bytes for read in reads)
         done_bytes = 0
-        transfer = make_transfer(self._device)
         modules = _Modules(tensors, reads, on_layer_complete)
-        with torch.no_grad(), ReadAhead(spans, self._read_ahead_bytes) as ahead:
+        move = self._by_threads if self._parallel else self._by_mapping
+        with torch.no_grad(), ReadAhead(list(spans.values()), self._read_ahead_bytes) as ahead:
             self._zero_padding(tensors)
             modules.complete_those_without_reads()
-            for file, of_file in groupby(zip(reads, spans, strict=True), key=lambda item: item[0].file):
-                with MappedFile(files[file]) as mapped:
-                    for read, span in of_file:
-                        _copy(transfer, tensors, mapped, read)
-                        mapped.release(span.begin, span.end)
-                        ahead.advance(span)
-                        if modules.completes(read):
-                            transfer.finish()
-                            modules.complete(module_of(read.parameter))
-                        done_bytes += read.needed_bytes
-                        if progress is not None:
-                            progress(done_bytes / total_bytes)
-            transfer.finish()
+            for read, finish in move(reads, tensors):
+                ahead.advance(spans[id(read)])
+                if modules.completes(read):
+                    finish()
+                    modules.complete(module_of(read.parameter))
+                done_bytes += read.needed_bytes
+                if progress is not None:
+                    progress(done_bytes / total_bytes)
+
+    def _by_mapping(self, reads: list[Read], tensors: dict[str, Tensor]) -> Iterator[Moved]:
+        """From the mapped file, one read after the other, in this thread."""
+        files = self._distributor.index.files
+        transfer = make_transfer(self._device)
+        for file, of_file in groupby(reads, key=lambda read: read.file):
+            with MappedFile(files[file]) as mapped:
+                for read in of_file:
+                    _copy(transfer, tensors, mapped, read)
+                    mapped.release(*read.span)
+                    yield read, transfer.finish
+        transfer.finish()
+
+    def _by_threads(self, reads: list[Read], tensors: dict[str, Tensor]) -> Iterator[Moved]:
+        """Read by several threads, copied by the device's own engine."""
+        widest = max((tensor.element_size() for tensor in tensors.values()), default=1)
+        pipeline = ParallelReads(
+            self._distributor.index.files, self._device, buffer_bytes=largest_span(reads, widest)
+        )
+
+        def target(read: Read) -> Callable[[], Tensor]:
+            return lambda: tensors[read.parameter][_slices(read.target)]
+
+        with pipeline.open() as moving:
+            for read in moving.run([(read, target(read)) for read in reads]):
+                yield read, moving.finish
+            moving.finish()
 
     def _zero_padding(self, tensors: Mapping[str, Tensor]) -> None:
         for name, boxes in self._distributor.padding(self._rank).items():
