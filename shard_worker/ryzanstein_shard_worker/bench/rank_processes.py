@@ -100,6 +100,7 @@ class RankProcesses:
                 raise self._ended(rank) from None
         deadline_s = time.monotonic() + timeout_s
         results: dict[int, Any] = {}
+        failures: list[ProgramError] = []
         while len(results) < self.count:
             waiting = [pipe for rank, pipe in enumerate(self._pipes) if rank not in results]
             ready = multiprocessing.connection.wait(waiting, max(0.0, deadline_s - time.monotonic()))
@@ -108,17 +109,15 @@ class RankProcesses:
                 raise ProgramError(f"rank {rank} did not answer within {timeout_s:g} s")
             for rank, pipe in enumerate(self._pipes):
                 if pipe in ready:
-                    results[rank] = self._result(rank)
+                    try:
+                        failed, results[rank] = pipe.recv()
+                    except (EOFError, OSError):
+                        raise self._ended(rank) from None
+                    if failed:
+                        failures.append(ProgramError(f"rank {rank} failed: {results[rank]}"))
+        if failures:  # after the answers of the others, which the next call would find
+            raise failures[0]
         return [results[rank] for rank in range(self.count)]
-
-    def _result(self, rank: int) -> Any:
-        try:
-            failed, result = self._pipes[rank].recv()
-        except (EOFError, OSError):
-            raise self._ended(rank) from None
-        if failed:
-            raise ProgramError(f"rank {rank} failed: {result}")
-        return result
 
     def _ended(self, rank: int) -> ProgramError:
         self._processes[rank].join(_END_S)
