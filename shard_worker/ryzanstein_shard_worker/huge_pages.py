@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import threading
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,9 +41,17 @@ class HugePages:
             return self._chunk[begin : self._used]
 
 
+def huge_tensor(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros in memory of their own, which the system gives as it is used, in huge pages where it has them."""
+    return _map(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
+
+
 def _map(nbytes: int) -> Tensor:
-    """uint8 [nbytes] that begins where a huge page does."""
-    mapped = mmap.mmap(-1, nbytes + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """uint8 [nbytes] that begins where a huge page does. Raises MemoryError."""
+    try:
+        mapped = mmap.mmap(-1, nbytes + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"no memory for {nbytes} bytes: {error}") from None
     with contextlib.suppress(AttributeError, OSError):  # not on this system
         mapped.madvise(mmap.MADV_HUGEPAGE)
     everything = torch.frombuffer(mapped, dtype=torch.uint8)

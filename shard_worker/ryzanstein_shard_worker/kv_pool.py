@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .huge_pages import huge_tensor
 from .native.attention import NativeAttention, native_attention
 
 
@@ -111,7 +112,12 @@ class KVPool:
             if kernel is None
             else (num_layers, 2, num_blocks, num_kv_heads, head_dim * block_size)
         )
-        self.data = torch.empty(shape, dtype=dtype, device=self.device)
+        # In ordinary pages a step would look up nearly as many addresses as it reads pages of keys and values.
+        self.data = (
+            huge_tensor(shape, dtype)
+            if self.device.type == "cpu"
+            else torch.empty(shape, dtype=dtype, device=self.device)
+        )
 
     @property
     def attention(self) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ryzanstein.v1 import sampling_pb2
 
 from .batch import Slice
+from .native.greedy import native_greedy
 from .native.sampling import native_draw
 from .philox import gumbel_noise
 from .sequence import Sequence
@@ -42,9 +43,7 @@ def sample(logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
     """
     if not sequences:
         return []
-    # One reduction finds every row with a NaN or an infinity: a sum keeps both.
-    finite = torch.isfinite(logits.sum(dim=-1)).tolist()
-    greedy = logits.argmax(dim=-1).tolist()
+    finite, greedy = _finite_and_greedy(logits)
     results = []
     for row, sequence in enumerate(sequences):
         if not finite[row]:
@@ -86,6 +85,15 @@ def score(logits: Tensor, pieces: Iterable[Slice]) -> list[Scored]:
             results.append(Scored(sequence, first, logprobs))
             row += piece.num_scored
     return results
+
+
+def _finite_and_greedy(logits: Tensor) -> tuple[list[bool], list[int]]:
+    """Of each row: whether it holds neither NaN nor infinity, and the place of its largest logit."""
+    found = native_greedy(logits)
+    if found is not None:
+        return found
+    # One reduction finds every row with a NaN or an infinity: a sum keeps both.
+    return torch.isfinite(logits.sum(dim=-1)).tolist(), logits.argmax(dim=-1).tolist()
 
 
 def _is_plain_greedy(params: sampling_pb2.SamplingParams) -> bool:
