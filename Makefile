@@ -23,9 +23,10 @@ GPU_VENV := .venv-gpu
 demo: $(VENV)/.run
 	$(BIN)/ryzanstein demo
 
-# Tests that compute more than they wait run two at a time; whole clusters, in which failures are timed, alone.
+# Two at a time: what computes more than it waits, and whole clusters that are asked and started more than broken.
+# Those in which failures are timed run alone.
 TWO_AT_A_TIME := --numprocesses 2 --dist loadfile
-COMPUTING := tests/packaging tests/parity tests/simulation tests/programs tests/deploy
+COMPUTING := tests/packaging tests/parity tests/simulation tests/programs tests/deploy tests/cluster tests/docs
 
 test: test-unit test-distributed test-cluster
 

@@ -64,8 +64,21 @@ def test_64_greedy_tokens_are_those_of_transformers(
     assert list(completion.token_ids) == expected
 
 
+REQUEST: RequestOptions = {"max_tokens": 40, "temperature": 1.0, "seed": 3, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def of_random_model(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, ...]:
+    """What two ranks make of a request with all files at hand."""
+    with (
+        Cluster(tmp_path_factory.mktemp("state"), random_model, "--dtype", "float32") as cluster,
+        Client(cluster.ready().grpc) as client,
+    ):
+        return tuple(client.generate(PROMPT, **REQUEST).token_ids)
+
+
 def test_a_checkpoint_split_for_four_ranks_serves_two_with_the_same_tokens(
-    random_model: Path, tmp_path: Path
+    random_model: Path, of_random_model: tuple[int, ...], tmp_path: Path
 ) -> None:
     split = tmp_path / "split"
     subprocess.run(
@@ -73,16 +86,11 @@ def test_a_checkpoint_split_for_four_ranks_serves_two_with_the_same_tokens(
          "--tensor-parallel-size", "4"],
         check=True, timeout=100, env=environment(), capture_output=True,
     )  # fmt: skip
-    answers = []
-    for directory in (random_model, split):
-        with (
-            Cluster(tmp_path / f"state-{directory.name}", directory, "--dtype", "float32") as cluster,
-            Client(cluster.ready().grpc) as client,
-        ):
-            answers.append(
-                client.generate(PROMPT, max_tokens=40, temperature=1.0, seed=3, ignore_eos=True).token_ids
-            )
-    assert answers[0] == answers[1]
+    with (
+        Cluster(tmp_path / "state", split, "--dtype", "float32") as cluster,
+        Client(cluster.ready().grpc) as client,
+    ):
+        assert tuple(client.generate(PROMPT, **REQUEST).token_ids) == of_random_model
 
 
 def can_hide_directories() -> bool:
@@ -92,14 +100,8 @@ def can_hide_directories() -> bool:
 
 @pytest.mark.skipif(not can_hide_directories(), reason="needs the right to make a mount namespace")
 def test_a_worker_without_the_checkpoint_gets_its_shard_from_a_peer(
-    random_model: Path, tmp_path: Path
+    random_model: Path, of_random_model: tuple[int, ...], tmp_path: Path
 ) -> None:
-    request: RequestOptions = {"max_tokens": 40, "temperature": 1.0, "seed": 3, "ignore_eos": True}
-    with (
-        Cluster(tmp_path / "state", random_model, "--dtype", "float32") as cluster,
-        Client(cluster.ready().grpc) as client,
-    ):
-        expected = client.generate(PROMPT, **request).token_ids
     coordinator = Program(
         "coordinator", str(random_model), "--tensor-parallel-size", "2", "--dtype", "float32", "--grpc-port", "0",
         "--http-port", "0", "--state-dir", str(tmp_path / "other"),
@@ -121,6 +123,6 @@ def test_a_worker_without_the_checkpoint_gets_its_shard_from_a_peer(
         ):
             assert coordinator.line(60).startswith("ready ")
             with Client(grpc) as client:
-                assert client.generate(PROMPT, **request).token_ids == expected
+                assert tuple(client.generate(PROMPT, **REQUEST).token_ids) == of_random_model
             assert '"source": "peer"' in far.stderr
             assert '"source": "files"' in near.stderr

@@ -78,7 +78,7 @@ REQUESTS: list[RequestOptions] = [
 ]  # fmt: skip
 
 
-def crowd(client: Client) -> Iterator[tuple[str, RequestOptions]]:
+def crowd() -> Iterator[tuple[str, RequestOptions]]:
     draw = random.Random(3)
     for i, request in enumerate(REQUESTS):
         yield "Q: " + "".join(draw.choice("abcdefgh 123\n") for _ in range(3 + 23 * (i % 11))), request
@@ -86,7 +86,7 @@ def crowd(client: Client) -> Iterator[tuple[str, RequestOptions]]:
 
 def test_32_streams_at_once_are_what_each_gives_alone(client: Client, two_ranks: Cluster) -> None:
     """With cancels and deadlines among them, which free their place and disturb nobody."""
-    requests = list(crowd(client))
+    requests = list(crowd())
     alone = [list(client.generate(prompt, **request).token_ids) for prompt, request in requests]
     start = threading.Barrier(len(requests) + 8)
 
@@ -118,22 +118,36 @@ def test_32_streams_at_once_are_what_each_gives_alone(client: Client, two_ranks:
     )
 
 
-@pytest.mark.parametrize("ranks", [1, 4])
-def test_the_same_tokens_at_every_rank_count(ranks: int, client: Client, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def on_two_ranks(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> list[tuple[str, RequestOptions, tuple[int, ...]]]:
+    """Requests, and what two ranks make of them in float32, whose sums are the same for every number of ranks."""
     question: tuple[str, RequestOptions] = (
         "Q: What is 347 + 285?\nA:",
         {"max_tokens": 60, "temperature": 0.0},
     )
-    requests = [*list(crowd(client))[::4], question]
+    requests = [*list(crowd())[::4], question]
     with (
-        Cluster(tmp_path, BUNDLED_MODEL, "--dtype", "float32", tensor_parallel_size=ranks) as other,
-        Cluster(tmp_path / "two", BUNDLED_MODEL, "--dtype", "float32") as two,
-        Client(other.ready().grpc) as there,
-        Client(two.ready().grpc) as here,
+        Cluster(tmp_path_factory.mktemp("two"), BUNDLED_MODEL, "--dtype", "float32") as two,
+        Client(two.ready().grpc) as client,
     ):
-        for prompt, request in requests:
-            expected = here.generate(prompt, **request).token_ids
-            assert there.generate(prompt, **request).token_ids == expected, (prompt, request)
+        return [
+            (prompt, request, tuple(client.generate(prompt, **request).token_ids))
+            for prompt, request in requests
+        ]
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_the_same_tokens_at_every_rank_count(
+    ranks: int, on_two_ranks: list[tuple[str, RequestOptions, tuple[int, ...]]], tmp_path: Path
+) -> None:
+    with (
+        Cluster(tmp_path, BUNDLED_MODEL, "--dtype", "float32", tensor_parallel_size=ranks) as cluster,
+        Client(cluster.ready().grpc) as client,
+    ):
+        for prompt, request, expected in on_two_ranks:
+            assert tuple(client.generate(prompt, **request).token_ids) == expected, (prompt, request)
 
 
 def test_a_thousand_tokens_without_growth(random_model: Path, tmp_path: Path) -> None:
