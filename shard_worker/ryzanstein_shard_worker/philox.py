@@ -14,12 +14,14 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 
 
-def philox4x32(counter: tuple[torch.Tensor | int, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+def philox4x32(
+    counter: tuple[torch.Tensor | int, ...], key: tuple[torch.Tensor | int, torch.Tensor | int]
+) -> tuple[torch.Tensor, ...]:
     """Four random words per counter.
 
     Args:
         counter: four words, integers or int64 tensors of one shape with values in [0, 2**32).
-        key: two words in [0, 2**32).
+        key: two words in [0, 2**32), of all counters or of each.
 
     Returns:
         Four int64 tensors of the counter's shape with values in [0, 2**32).

@@ -43,14 +43,15 @@ def sample(logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
     """
     if not sequences:
         return []
-    finite, greedy = _finite_and_greedy(logits)
+    on_device = logits.is_cuda
+    finite, found = _draw_all(logits, sequences) if on_device else _finite_and_greedy(logits)
     results = []
     for row, sequence in enumerate(sequences):
         if not finite[row]:
             results.append(Sampled(sequence, 0, None, "the logits hold NaN or infinity"))
             continue
         params = sequence.params
-        token = greedy[row] if _is_plain_greedy(params) else _draw(logits[row], sequence)
+        token = found[row] if on_device or _is_plain_greedy(params) else _draw(logits[row], sequence)
         wanted = params.HasField("logprobs")
         results.append(
             Sampled(sequence, token, _logprobs(logits[row], token, params.logprobs) if wanted else None)
@@ -94,6 +95,28 @@ def _finite_and_greedy(logits: Tensor) -> tuple[list[bool], list[int]]:
         return found
     # One reduction finds every row with a NaN or an infinity: a sum keeps both.
     return torch.isfinite(logits.sum(dim=-1)).tolist(), logits.argmax(dim=-1).tolist()
+
+
+def _draw_all(logits: Tensor, sequences: list[Sequence]) -> tuple[list[bool], list[int]]:
+    """On a GPU: whether each row is finite, and its token, with one wait for the device."""
+    from .gpu.draws import Draw, draw_rows
+
+    if any(_changes_logits(sequence.params) for sequence in sequences):
+        rows = zip(logits, sequences, strict=True)
+        logits = torch.stack([_penalised(row, s) if _changes_logits(s.params) else row for row, s in rows])
+    draws = [
+        Draw(
+            temperature=sequence.params.temperature,
+            top_k=sequence.params.top_k,
+            top_p=sequence.params.top_p,
+            min_p=sequence.params.min_p,
+            seed=sequence.params.seed,
+            choice=sequence.params.choice,
+            position=sequence.num_output,
+        )
+        for sequence in sequences
+    ]
+    return draw_rows(logits, draws)
 
 
 def _is_plain_greedy(params: sampling_pb2.SamplingParams) -> bool:
