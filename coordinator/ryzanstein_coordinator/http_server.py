@@ -32,7 +32,9 @@ def bind(host: str, port: int, *, flag: str) -> socket.socket:
         ListenError: the port is taken, or the address is not one of this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol named: connections inherit that, and asyncio turns Nagle's algorithm off only where it is TCP's.
+    # Else what is written in two parts (a reply's head and body, events) waits 40 ms for the client's delayed ACK.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -102,6 +103,29 @@ async def test_a_request_that_has_come_takes_as_long_as_it_takes_and_another_may
         writer.write(b"POST /slow")  # the next one does not come to its end
         assert await asyncio.wait_for(closed(reader), 10)
         await close(writer)
+
+
+async def test_what_is_written_is_sent_at_once() -> None:
+    """Nagle's algorithm would keep a reply's body until the client has acknowledged its head, 40 ms later."""
+    accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    class Looking(PatientProtocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            connection = transport.get_extra_info("socket")
+            accepted.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    listener = bind("127.0.0.1", 0, flag="--http-port")
+    running = HttpServer(FastAPI(), listener)
+    running.config.http_protocol_class = Looking
+    serving = asyncio.create_task(running.run_until_stopped())
+    _, writer = await asyncio.open_connection(*listener.getsockname())
+    try:
+        assert await asyncio.wait_for(accepted, 10) != 0
+    finally:
+        await close(writer)
+        running.stop()
+        await serving
 
 
 async def test_a_head_that_is_too_long_is_refused() -> None:
