@@ -126,12 +126,9 @@ class _Parent:
             loop.add_signal_handler(number, self._signalled)
         coordinator = asyncio.create_task(self._keep_coordinator())
         stop = asyncio.create_task(self._stop.wait())
-        listening = asyncio.create_task(self._listening.wait())
-        workers: list[asyncio.Task[None]] = []
+        # While the coordinator starts they load their libraries, and are told its address when it listens.
+        workers = [asyncio.create_task(self._keep_worker(name)) for name in self._worker_names]
         try:
-            await asyncio.wait({coordinator, stop, listening}, return_when=asyncio.FIRST_COMPLETED)
-            if self._listening.is_set() and not self._stop.is_set():
-                workers = [asyncio.create_task(self._keep_worker(name)) for name in self._worker_names]
             await asyncio.wait({coordinator, stop}, return_when=asyncio.FIRST_COMPLETED)
             if not self._stop.is_set():  # the coordinator ended for good, and has said why
                 code = coordinator.result()
@@ -140,9 +137,9 @@ class _Parent:
             return self._worker_failure or code
         finally:
             self._supervisor.kill_all()
-            for task in (coordinator, stop, listening, *workers):
+            for task in (coordinator, stop, *workers):
                 task.cancel()
-            await asyncio.gather(coordinator, stop, listening, *workers, return_exceptions=True)
+            await asyncio.gather(coordinator, stop, *workers, return_exceptions=True)
 
     @property
     def _worker_names(self) -> list[str]:
@@ -194,10 +191,15 @@ class _Parent:
                 sys.stdout.write(line + "\n")
                 sys.stdout.flush()
 
+    async def _address_for_workers(self) -> str:
+        """As soon as the coordinator listens."""
+        await self._listening.wait()
+        return self._members or self._grpc
+
     async def _keep_worker(self, name: str) -> None:
         names = self._worker_names
         arguments = ["-m", "ryzanstein_shard_worker", "shard-worker", *self._join]
-        arguments += ["--coordinator", self._members or self._grpc]
+        arguments += ["--coordinator", "-"]
         number = names.index(name)
         device = "cpu" if self._kinds[number] == "cpu" else f"cuda:{number}"
         arguments += ["--worker-id", name, "--device", device]
@@ -213,7 +215,13 @@ class _Parent:
         }
         watchdog_s = max(_WORKER_WATCHDOG_S, 2 * self._config.collective_timeout_s)
         child = Child(
-            name, lambda: arguments, environment, self._restart_after_s, self._inherited, watchdog_s
+            name,
+            lambda: arguments,
+            environment,
+            self._restart_after_s,
+            self._inherited,
+            watchdog_s=watchdog_s,
+            told=self._address_for_workers,
         )
         leaves = asyncio.Event()
 

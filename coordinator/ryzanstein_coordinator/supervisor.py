@@ -61,6 +61,8 @@ class Child:
     files: tuple[int, ...] = ()
     #: A child that says that it is ready, and then nothing for so long, is killed; None: it is not.
     watchdog_s: float | None = None
+    #: Gives the line that it reads from its standard input, as soon as that is known; None: it reads nothing.
+    told: Callable[[], Awaitable[str]] | None = None
 
 
 #: What a child announced just before its end is still heard. Longer only if a process of its own holds the pipe open.
@@ -163,7 +165,7 @@ class Supervisor:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *child.arguments(),
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.DEVNULL if child.told is None else asyncio.subprocess.PIPE,
                 env={**os.environ, **child.environment, **managed, ANNOUNCE_FD: str(writer)},
                 pass_fds=(writer, *child.files),
                 # Ctrl-C goes to the parent alone, which then drains in order.
@@ -177,11 +179,14 @@ class Supervisor:
         if self._stops[child.name].is_set():  # told to stop while it was being started
             _signal(process, signal.SIGKILL)
         announced = asyncio.ensure_future(on_start(reader)) if on_start else None
+        telling = None if child.told is None else asyncio.create_task(_tell(process, child.told))
         watching = None if watch is None else asyncio.create_task(_end_hung(child.name, process, watch))
         try:
             return await process.wait()
         finally:
             self._change()
+            if telling is not None:
+                telling.cancel()
             if watch is not None and watching is not None:
                 watching.cancel()
                 watch.close()
@@ -209,6 +214,15 @@ async def announcements(reader: int) -> AsyncIterator[str]:
         *lines, pending = (pending + chunk).split(b"\n")
         for line in lines:
             yield line.decode()
+
+
+async def _tell(process: asyncio.subprocess.Process, told: Callable[[], Awaitable[str]]) -> None:
+    line = await told()
+    assert process.stdin is not None
+    with contextlib.suppress(ConnectionError):  # it has ended, and its parent learns that otherwise
+        process.stdin.write(f"{line}\n".encode())
+        await process.stdin.drain()
+    process.stdin.close()
 
 
 async def _end_hung(name: str, process: asyncio.subprocess.Process, watch: ChildWatch) -> None:

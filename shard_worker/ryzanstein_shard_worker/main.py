@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,7 +38,9 @@ def commands(app: typer.Typer) -> None:
 
 
 def shard_worker(
-    coordinator: Annotated[str, typer.Option(help="HOST:PORT of the coordinator")] = "127.0.0.1:50051",
+    coordinator: Annotated[
+        str, typer.Option(help="HOST:PORT of the coordinator; - reads it from standard input")
+    ] = "127.0.0.1:50051",
     device: Annotated[str, typer.Option(help="cpu or cuda:N; auto takes cuda:0 if there is one")] = "auto",
     worker_id: Annotated[
         str, typer.Option(help="name in the cluster, the same over restarts; default HOST:DEVICE")
@@ -91,6 +94,7 @@ def shard_worker(
     worker_id = worker_id or default_worker_id(device)
     logs.bind(worker=worker_id)
     failpoints.identify(worker_id)
+    coordinator = _told_address() if coordinator == "-" else coordinator
     asyncio.run(
         run(
             DistributedConfig(
@@ -121,6 +125,16 @@ class WorkerError(Exception):
     """The worker can't go on; the message is one line for the operator."""
 
     exit_code = EXIT_FAILED
+
+
+def _told_address() -> str:
+    """The coordinator's, from a parent that may not know it yet: meanwhile torch is loaded, which takes a second."""
+    from . import engine, membership, service  # noqa: F401 - they load it
+
+    address = sys.stdin.readline().strip()
+    if not address:
+        raise WorkerError("--coordinator -: standard input ended without a line with HOST:PORT")
+    return address
 
 
 async def run(config: DistributedConfig, manager: ServiceManager, logs: LogContext) -> None:

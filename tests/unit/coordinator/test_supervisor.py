@@ -113,6 +113,30 @@ async def test_a_start_that_was_put_off_happens_at_once_when_nobody_else_is_left
     assert (await other, await asyncio.wait_for(life, 20)) == (-signal.SIGKILL, 1)
 
 
+async def test_a_child_is_told_what_its_parent_learns_later() -> None:
+    learned, started = asyncio.Event(), asyncio.Event()
+
+    async def told() -> str:
+        started.set()
+        await learned.wait()
+        return "7"
+
+    reads = Child("child", lambda: ["-c", "import sys; sys.exit(int(sys.stdin.readline()))"], {}, told=told)
+    life = asyncio.create_task(Supervisor().keep(reads, is_final=lambda code: True))
+    await asyncio.wait_for(started.wait(), 20)
+    learned.set()
+    assert await asyncio.wait_for(life, 20) == 7
+
+
+async def test_a_child_that_ends_before_it_can_be_told_is_not_waited_for() -> None:
+    async def told() -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    gone = Child("child", lambda: ["-c", "raise SystemExit(3)"], {}, told=told)
+    assert await asyncio.wait_for(Supervisor().keep(gone, is_final=lambda code: True), 20) == 3
+
+
 _MANAGED = """
 import os, signal, sys, time
 from ryzanstein.service_manager import ServiceManager
