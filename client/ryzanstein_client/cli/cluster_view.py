@@ -56,6 +56,8 @@ def headline(cluster: Mapping[str, Any]) -> Text:
     line.append(f"  epoch {cluster['epoch']}")
     if model.get("parameters"):
         line.append(f"  {model['parameters'] / 1e6:.1f} M parameters, {model['dtype']}")
+        if model.get("quantization", "none") not in ("", "none"):
+            line.append(f", weights {model['quantization']}")
     line.append(f"\nrequests: {requests['running']} running, {requests['waiting']} waiting")
     traffic = cluster.get("traffic")
     if traffic and traffic["generated_tokens_per_s"]:

@@ -108,7 +108,8 @@ function showLink() {
 
 function showFacts() {
   const { model, groups } = snapshot;
-  say(at("model"), model ? `${model.name}, ${parameters(model.parameters)} parameters, ${model.dtype}` : "");
+  const rounded = model && !["", "none", undefined].includes(model.quantization) ? `, weights ${model.quantization}` : "";
+  say(at("model"), model ? `${model.name}, ${parameters(model.parameters)} parameters, ${model.dtype}${rounded}` : "");
   say(at("release"), snapshot.release ? `Ryzanstein ${snapshot.release}` : "");
   const ranks = snapshot.workers.filter((worker) => worker.rank !== null).length;
   const wanted = groups.reduce((sum, group) => sum + group.full_tensor_parallel_size, 0);

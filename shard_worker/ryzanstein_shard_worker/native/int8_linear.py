@@ -50,7 +50,7 @@ class NativeInt8Linear:
         return -(-out_features // GROUP) * GROUP * in_features
 
     def tile(self, tiles: Tensor, weight: Tensor) -> None:
-        """weight int8 [N, K], contiguous → `tiles` of `tiles_bytes`, zeros before, at a multiple of 64 bytes."""
+        """weight int8 [N, K], contiguous → `tiles` of `tiles_bytes`, at a multiple of 64 bytes."""
         self._tile(tiles.data_ptr(), weight.data_ptr(), *weight.shape)
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - there is one of these objects in a process
