@@ -82,12 +82,16 @@ INLINE int64_t draw(const float *logits, const int64_t *ids, int64_t count, floa
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx2"))) static int64_t draw_avx2(const float *logits, const int64_t *ids, int64_t count,
-                                                         float temperature, uint64_t seed, uint32_t choice,
-                                                         uint32_t position)
-{
-    return draw(logits, ids, count, temperature, seed, choice, position);
-}
+/* The same loops, compiled for more lanes. */
+#define DRAW_FOR(NAME, TARGET)                                                                                        \
+    __attribute__((target(TARGET))) static int64_t NAME(const float *logits, const int64_t *ids, int64_t count,       \
+                                                        float temperature, uint64_t seed, uint32_t choice,            \
+                                                        uint32_t position)                                            \
+    {                                                                                                                 \
+        return draw(logits, ids, count, temperature, seed, choice, position);                                         \
+    }
+DRAW_FOR(draw_avx2, "avx2")
+DRAW_FOR(draw_avx512, "avx512f,avx512bw,avx512vl,avx512dq,avx2,prefer-vector-width=512")
 #endif
 
 /* logits [count], of these token ids, or of ids 0, 1, .. where `ids` is NULL: the place of the
@@ -98,6 +102,9 @@ EXPORT int64_t rz_draw(const float *logits, const int64_t *ids, int64_t count, f
     pthread_once(&highest_once, fill_highest);
 #if defined(__x86_64__)
     __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+        return draw_avx512(logits, ids, count, temperature, seed, choice, position);
     if (__builtin_cpu_supports("avx2"))
         return draw_avx2(logits, ids, count, temperature, seed, choice, position);
 #endif
