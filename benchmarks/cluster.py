@@ -12,12 +12,11 @@ first end.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import random
-import statistics
 import tempfile
-import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +28,13 @@ from tests.cluster.harness import Cluster
 from ryzanstein.model_plan import QUANTIZATIONS, UNQUANTIZED, kv_bytes_per_token, read_model_config
 from ryzanstein.v1.operations_pb2 import PlanMemoryRequest
 from ryzanstein.v1.operations_pb2_grpc import OperationsServiceStub
-from ryzanstein_client import Client
+from ryzanstein_client import AsyncClient, Client, SamplingParams
+from ryzanstein_client.bench.fronts import GrpcFront
+from ryzanstein_client.bench.lengths import parse_length
+from ryzanstein_client.bench.phases import at_once
+from ryzanstein_client.bench.scaling import ScalingWork
+from ryzanstein_client.bench.scaling import measure as measure_phases
+from ryzanstein_client.bench.workload import synthetic
 
 from .models import make_medium
 from .probes import leader_steps
@@ -90,56 +95,47 @@ def measure(
     with Cluster(work / f"state-{ranks}", model, *flags, tensor_parallel_size=ranks) as cluster:
         cluster.ready(180)
         start_s = time.monotonic() - begun
+        first_token_s, decode = asyncio.run(_phases(cluster.grpc, streams, repeats, config.vocab_size))
         with Client(cluster.grpc) as client:
             draw = random.Random(0)
-
-            def prompt(length: int) -> list[int]:
-                return [draw.randrange(5, config.vocab_size) for _ in range(length)]
-
-            _stream(client, prompt(PROMPT), 8)  # warm
-            first = [_stream(client, prompt(LONG_PROMPT), 2)[0] for _ in range(repeats)]
-            decode = {
-                count: statistics.median(
-                    _crowd(client, [prompt(PROMPT) for _ in range(count)]) for _ in range(repeats)
-                )
-                for count in streams
-            }
-            rpc_share = _rpc_share(cluster, client, prompt(PROMPT))
-            _crowd(client, [prompt(LONG_PROMPT) for _ in range(FULL)], FILL_OUTPUT)
+            rpc_share = _rpc_share(
+                cluster, client, [draw.randrange(5, config.vocab_size) for _ in range(PROMPT)]
+            )
         ledger, peak = _memory(cluster)
         cluster.terminate(60)
-    return Result(ranks, quantization, start_s, statistics.median(first), decode, rpc_share, ledger, peak)
+    return Result(ranks, quantization, start_s, first_token_s, decode, rpc_share, ledger, peak)
 
 
-def _stream(client: Client, prompt: list[int], count: int) -> tuple[float, list[float]]:
-    """Seconds to the first token, and the moment of every token."""
-    begun = time.perf_counter()
+async def _phases(
+    address: str, streams: list[int], repeats: int, vocab_size: int
+) -> tuple[float, dict[int, float]]:
+    """→ seconds to the first token of a long prompt, and tokens per second by number of streams. Fills the cache, too,
+    so that the peak of memory is a full one."""
+    sampling = SamplingParams(temperature=0.0, ignore_eos=True)
+    front = GrpcFront(AsyncClient(address), model=None, sampling=sampling, timeout_s=3600.0)
+    work = ScalingWork(LONG_PROMPT, PROMPT, OUTPUT, tuple(streams), repeats)
+    try:
+        first_token_s, rates = await measure_phases(front, work, lambda _: None)
+        ids = range(5, vocab_size)
+        long = synthetic(ids, parse_length(str(LONG_PROMPT)), parse_length(str(FILL_OUTPUT)), seed=0)
+        await at_once(front, long, FULL)
+    finally:
+        await front.aclose()
+    return first_token_s, {count: rates[f"b{count}"] for count in streams}
+
+
+def _stream(client: Client, prompt: list[int]) -> list[float]:
+    """The moment of every token."""
     moments: list[float] = []
-    for chunk in client.stream(prompt, max_tokens=count, temperature=0.0, ignore_eos=True):
+    for chunk in client.stream(prompt, max_tokens=OUTPUT, temperature=0.0, ignore_eos=True):
         moments += [time.perf_counter()] * len(chunk.token_ids)
-    return moments[0] - begun, moments
-
-
-def _crowd(client: Client, prompts: list[list[int]], count: int = OUTPUT) -> float:
-    """Tokens per second while all streams decode."""
-    moments: list[list[float]] = [[] for _ in prompts]
-
-    def run(number: int) -> None:
-        moments[number] = _stream(client, prompts[number], count)[1]
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(prompts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    begin, end = max(m[0] for m in moments), min(m[-1] for m in moments)
-    return sum(begin < moment <= end for stream in moments for moment in stream) / (end - begin)
+    return moments
 
 
 def _rpc_share(cluster: Cluster, client: Client, prompt: list[int]) -> float:
     """One stream's time per token at the client against the leader's time per step for the same tokens."""
     before = leader_steps(cluster)
-    _, moments = _stream(client, prompt, OUTPUT)
+    moments = _stream(client, prompt)
     after = leader_steps(cluster)
     per_step = (after[0] - before[0]) / (after[1] - before[1])
     per_token = (moments[-1] - moments[0]) / (len(moments) - 1)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from ryzanstein.model_plan import ModelConfig, open_checkpoint, read_model_config, source_tensors
 from ryzanstein_shard_worker.checkpoint import DistributedCheckpointLoader
+from ryzanstein_shard_worker.checkpoint.page_cache import drop_pages
 from ryzanstein_shard_worker.checkpoint.safetensors_writer import StoredTensor, write_safetensors
 from ryzanstein_shard_worker.communication import SingleHandler
 from ryzanstein_shard_worker.models import build_model
@@ -80,13 +80,6 @@ def load(path: Path, config: ModelConfig, device: torch.device) -> float:
     return time.perf_counter() - started_at
 
 
-def drop_pages(path: Path) -> None:
-    """Lets the kernel forget what it holds of the file."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -103,7 +96,7 @@ def main() -> None:
         torch.set_num_threads(1)
     path = write_checkpoint(options.work / f"{options.shape}-{options.layers}", options.shape, options.layers)
     config = read_model_config(path.parent)
-    drop_pages(path)
+    drop_pages([path])
     cold_s = load(path, config, device)
     warm_s = statistics.median(load(path, config, device) for _ in range(options.repeats))
     size = path.stat().st_size

@@ -15,7 +15,7 @@ async def prefill_seconds(front: Front, asks: Iterator[Ask], repeats: int) -> fl
     """The median time to the first token of a request that has the cluster for itself."""
     seconds = []
     for _ in range(repeats):
-        (exchange,) = await _at_once(front, asks, 1)
+        (exchange,) = await at_once(front, asks, 1)
         assert exchange.first_token_s is not None, "an answer without a token"
         seconds.append(exchange.first_token_s)
     return median(seconds)
@@ -23,7 +23,7 @@ async def prefill_seconds(front: Front, asks: Iterator[Ask], repeats: int) -> fl
 
 async def decode_tokens_per_s(front: Front, asks: Iterator[Ask], streams: int, repeats: int) -> float:
     """The median over repeats of the tokens per second of all streams, while all of them decode."""
-    return median([decode_rate(await _at_once(front, asks, streams)) for _ in range(repeats)])
+    return median([decode_rate(await at_once(front, asks, streams)) for _ in range(repeats)])
 
 
 def decode_rate(exchanges: Sequence[Exchange]) -> float:
@@ -42,7 +42,12 @@ def decode_rate(exchanges: Sequence[Exchange]) -> float:
     return tokens / (end_s - begin_s)
 
 
-async def _at_once(front: Front, asks: Iterator[Ask], streams: int) -> list[Exchange]:
+async def at_once(front: Front, asks: Iterator[Ask], streams: int) -> list[Exchange]:
+    """So many requests, sent together.
+
+    Raises:
+        AnswerError: one did not come to its end.
+    """
     driver = Driver(front, asks)
     await driver.run(Concurrency(streams), Limits(streams, None), 0)
     for exchange in driver.exchanges:
