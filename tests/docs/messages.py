@@ -53,6 +53,7 @@ class Message:
     place: str
 
 
+@cache
 def messages() -> list[Message]:
     """All of them, in the order of the sources."""
     takes = _TAKES_MESSAGE | dict.fromkeys(_ending_programs(_trees().values()), 0)
@@ -66,6 +67,7 @@ def messages() -> list[Message]:
     return found
 
 
+@cache
 def literals() -> set[str]:
     """All texts of the sources: what a program may write at all."""
     nodes = (node for tree in _trees().values() for node in ast.walk(tree))
