@@ -77,6 +77,10 @@ class Report:
     parameters: int
     weights_bytes: int
     copy_bytes_per_s: float
+    #: What computes attention, the rows at which steps are captured, and how long that took.
+    attention: str
+    graph_sizes: tuple[int, ...]
+    capture_s: float
     decoding: list[Decoding]
     prefill: list[Prefill]
 
@@ -147,7 +151,13 @@ def measure(options: argparse.Namespace, config: ModelConfig, device: torch.devi
     each = options.context + _WARM_STEPS + options.steps + _PROFILED_STEPS + BLOCK
     prefilled = max(prompts * (tokens + BLOCK) for prompts, tokens in options.prefill)
     tokens = max(max(options.streams) * each, prefilled)
-    bench = Bench(config, options.dtype, device, tokens, options.quantization)
+    graphs = options.cuda_graphs == "auto" and (device.type == "cuda" or options.as_gpu)
+    sizes = tuple(sorted(set(options.streams))) if graphs else ()
+    bench = Bench(
+        config, options.dtype, device, tokens, options.quantization,
+        graph_sizes=sizes, longest=each, rehearse=options.as_gpu,
+    )  # fmt: skip
+    print(f"attention: {bench.attention}; captured {list(sizes)} in {bench.capture_s:.2f} s", flush=True)
     report = Report(
         device=device_name(device),
         shape=options.shape,
@@ -156,6 +166,9 @@ def measure(options: argparse.Namespace, config: ModelConfig, device: torch.devi
         parameters=parameter_count(config),
         weights_bytes=bench.model.weights_bytes,
         copy_bytes_per_s=copy,
+        attention=bench.attention,
+        graph_sizes=sizes,
+        capture_s=bench.capture_s,
         decoding=[],
         prefill=[],
     )
@@ -198,6 +211,8 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="8b")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, default=UNQUANTIZED)
+    parser.add_argument("--cuda-graphs", choices=("auto", "off"), default="auto")
+    parser.add_argument("--as-gpu", action="store_true", help="launch as on a GPU, to rehearse it on a CPU")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--context", type=int, default=512, help="tokens of each stream")
     parser.add_argument("--steps", type=int, default=64, help="timed ones")

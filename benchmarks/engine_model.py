@@ -16,6 +16,7 @@ from ryzanstein_shard_worker.models import Decoder, build_model
 from ryzanstein_shard_worker.paged_attention import KVPool
 from ryzanstein_shard_worker.runner import Runner
 from ryzanstein_shard_worker.scheduler import Limits, Scheduler
+from ryzanstein_shard_worker.step_device import step_device
 from ryzanstein_shard_worker.step_loop import Progress, StepLoop, lead
 
 BLOCK = 16
@@ -32,7 +33,17 @@ class Bench:
         device: torch.device,
         max_tokens: int,
         quantization: str = UNQUANTIZED,
+        *,
+        graph_sizes: tuple[int, ...] = (),
+        longest: int | None = None,
+        rehearse: bool = False,
     ) -> None:
+        """
+        Args:
+            graph_sizes: rows at which a GPU captures steps that only decode.
+            longest: tokens of the longest stream that decodes; None: `max_tokens`.
+            rehearse: launch as a GPU does, also on a CPU.
+        """
         self.config, self.device, self.dtype = config, device, dtype
         self.handler = CommunicationProfiler(SingleHandler())
         self.max_model_len = min(config.context_length, max_tokens)
@@ -47,9 +58,28 @@ class Bench:
             config.head_dim,
             dtype=DTYPES[dtype],
             device=device,
+            kernel=None if rehearse else "auto",
         )
         pool.data.zero_()
-        self.runner = Runner(self.model, pool, cpu_threads=torch.get_num_threads())
+        self.step_device = step_device(
+            self.model,
+            pool,
+            graph_sizes,
+            max_model_len=longest or self.max_model_len,
+            reproducible=False,
+            rehearse=rehearse,
+        )
+        threads = torch.get_num_threads()
+        self.runner = Runner(self.model, pool, cpu_threads=threads, device=self.step_device)
+        self.runner.warm_up(BLOCK)
+        self.runner.enter(self.handler)
+        self.attention = pool.attention if self.step_device is None else self.step_device.attention.name
+
+    @property
+    def capture_s(self) -> float:
+        """Seconds that capturing all sizes took; 0 without graphs."""
+        graphs = None if self.step_device is None else self.step_device.graphs
+        return 0.0 if graphs is None else graphs.capture_s
 
     def run(
         self,

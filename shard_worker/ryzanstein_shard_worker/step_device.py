@@ -33,6 +33,7 @@ def step_device(
     *,
     max_model_len: int,
     reproducible: bool,
+    rehearse: bool = False,
 ) -> StepDevice | None:
     """For a GPU's pages; None on a CPU, whose kernels take a step as it is.
 
@@ -40,8 +41,9 @@ def step_device(
         graph_sizes: rows of the steps that only decode which are to be captured; none: no graphs.
         max_model_len: the most tokens of a sequence.
         reproducible: a row's attention must not depend on what else is in the step.
+        rehearse: also on a CPU, over pages without a native kernel: the same steps, with replays that compute again.
     """
-    if pool.device.type != "cuda":
+    if pool.device.type != "cuda" and not rehearse:
         return None
     from .gpu.attention import ModelAttention
     from .gpu.choice import choose_attention

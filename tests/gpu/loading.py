@@ -17,7 +17,12 @@ CPU = torch.device("cpu")
 
 
 def load_on(
-    device: torch.device, directory: Path, dtype: torch.dtype, handler: CommunicationHandler | None = None
+    device: torch.device,
+    directory: Path,
+    dtype: torch.dtype,
+    handler: CommunicationHandler | None = None,
+    *,
+    pack: bool = True,
 ) -> Decoder:
     """One rank's model; the only rank's unless a handler says otherwise."""
     handler = handler or SingleHandler()
@@ -26,7 +31,7 @@ def load_on(
     loader = DistributedCheckpointLoader(
         open_checkpoint(directory), config, handler.rank, handler.world_size, dtype, device
     )
-    loader.load(model, None, model.pack_module)
+    loader.load(model, None, model.pack_module if pack else None)
     return model
 
 

@@ -23,6 +23,7 @@ from ryzanstein_shard_worker.paged_attention import KVPool
 from ryzanstein_shard_worker.runner import Runner
 from ryzanstein_shard_worker.sampling import sample
 from ryzanstein_shard_worker.scheduler import Limits, Scheduler
+from ryzanstein_shard_worker.step_device import step_device
 from tests.unit.engine.sequences import submission
 
 #: As wide as a model of 8 billion parameters, with few layers: what a step needs depends on the width.
@@ -84,8 +85,21 @@ def test_a_full_batch_stays_within_the_ledger(
     for parameter in model.parameters():
         parameter.data.normal_(0.0, 0.02)
     pool = KVPool(4, blocks, 8, 128, dtype=torch.bfloat16, device=cuda)
-    runner = Runner(model, pool, cpu_threads=1)
+    handler = SingleHandler()
+    runner = Runner(
+        model,
+        pool,
+        cpu_threads=1,
+        device=step_device(
+            model,
+            pool,
+            plan.bounds.graph_sizes,
+            max_model_len=plan.bounds.max_model_len,
+            reproducible=False,
+        ),
+    )
     runner.warm_up(plan.bounds.max_batched_tokens)
+    runner.enter(handler)
     scheduler = Scheduler(
         Limits(plan.bounds.max_num_seqs, plan.bounds.max_batched_tokens, plan.bounds.max_model_len),
         BlockAllocator(blocks, 16),

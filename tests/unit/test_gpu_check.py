@@ -67,7 +67,8 @@ def test_every_benchmark_of_the_check_has_its_tables() -> None:
     decoding = {"streams": 8, "context_tokens": 512, "step_s": 0.01, "step_p95_s": 0.011, "tokens_per_s": 800.0,
                 "read_bytes": 1, "bandwidth_share": 0.5, "device_s": 0.008, "host_share": 0.2}  # fmt: skip
     engine = {"device": "H200", "shape": "8b", "dtype": "bfloat16", "parameters": 8e9, "weights_bytes": 16e9,
-              "copy_bytes_per_s": 4e12, "decoding": [decoding, {**decoding, "device_s": None, "host_share": None}],
+              "copy_bytes_per_s": 4e12, "attention": "triton", "graph_sizes": [1, 8], "capture_s": 1.25,
+              "decoding": [decoding, {**decoding, "device_s": None, "host_share": None}],
               "prefill": [{"prompts": 4, "prompt_tokens": 2048, "step_s": 0.2, "tokens_per_s": 4e4,
                            "operations_per_s": 6e14}]}  # fmt: skip
     loading = {
@@ -80,11 +81,26 @@ def test_every_benchmark_of_the_check_has_its_tables() -> None:
     }
     cluster = [{"ranks": 1, "start_s": 9.0, "first_token_s": 0.02, "decode": {"1": 100.0}, "rpc_share": 0.05,
                 "ledger_bytes": [2**30], "peak_bytes": [2**29]}]  # fmt: skip
-    data = {"engine": engine, "loading": loading, "cluster": cluster}
+    peer = {"device": "H200", "shape": "8b", "dtype": "bfloat16", "transformers": "5.17.0",
+            "decoding": [{"streams": 8, "context_tokens": 512, "step_s": 0.02, "tokens_per_s": 400.0, "compiled": True,
+                          "warm_up_s": 61.0}]}  # fmt: skip
+    without = {**engine, "graph_sizes": [], "decoding": [{**decoding, "tokens_per_s": 600.0}]}
+    data = {
+        "engine": engine,
+        "engine_without_graphs": without,
+        "peer": peer,
+        "loading": loading,
+        "cluster": cluster,
+    }
     results = [Outcome(name, "", True, 1.0, "", given, (), "") for name, given in data.items()]
     text = render({}, results, [])
     assert "| 8 | 512 | 800.0 | 10.00 ms | 11.00 ms | 50.0% | 8.00 ms | 20% |" in text
     assert "| – | – |" in text
+    assert "Attention by triton; steps of 1, 8 rows captured in 1.25 s." in text
+    assert "| 8 | 512 | 400.0 | 20.00 ms | compiled | 61 s |" in text
+    assert "| decoding 8 streams, share of the copy's bandwidth | 50.0% |" in text
+    assert "| decoding 8 streams, graphs against none | 1.33 times |" in text
+    assert "| decoding 8 streams, against transformers | 2.00 times |" in text
     assert "| 4 × 2048 | 200.0 ms | 40000 | 600.0 |" in text
     assert "| 8 layers of `8b` | 5.00 GB | 3.00 s | 0.50 s | 10.00 GB/s |" in text
     assert "| 1 | 9.0 s | 20 ms | b1 100.0 | 5.0% | 1024 / 512 MiB |" in text

@@ -107,13 +107,27 @@ def parts(device: str) -> list[Part]:
             "16",
             "--prefill",
             "1x64",
+            "--as-gpu",
         )
         loading += ("--shape", "tiny")
         bundled = ROOT / "coordinator" / "ryzanstein_coordinator" / "bundled_model"
         cluster += ("--model", str(bundled.relative_to(ROOT)), "--streams", "1", "8", "--repeats", "1")
+    # The same steps, launched one by one: what graphs are worth.
+    eager = (*engine, "--cuda-graphs", "off")
+    peer: tuple[str, ...] = (
+        "benchmarks.gpu_peer",
+        "--device",
+        "cuda:0" if real else "cpu",
+        "--json",
+        "{result}",
+    )
+    if not real:
+        peer += ("--shape", "tiny", "--streams", "1", "4", "--context", "64", "--steps", "8")
     return [
         Part("tests", tests, 900.0, "junit", may_skip_all=not real),
         Part("engine", engine, 300.0, "json"),
+        Part("engine_without_graphs", eager, 300.0, "json"),
+        Part("peer", peer, 400.0, "json"),
         Part("loading", loading, 240.0, "json"),
         Part("cluster", cluster, 300.0, "json"),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,11 @@ def render(machine: dict[str, str], outcomes: Sequence[Outcome], missing: Sequen
     ]  # fmt: skip
     rows += [(name, "not run", "", "") for name in missing]
     lines += _table(("part", "result", "time", "command"), rows)
+    ratios = list(_ratios({outcome.name: outcome.data for outcome in outcomes if outcome.data is not None}))
+    if ratios:
+        lines += ["", "## Ratios", "", *_table(("", ""), ratios)]
     for outcome in outcomes:
-        lines += ["", f"## {outcome.name.capitalize()}", ""]
+        lines += ["", f"## {outcome.name.replace('_', ' ').capitalize()}", ""]
         if outcome.cases:
             lines += _tests(outcome.cases)
         elif outcome.data is not None:
@@ -54,6 +57,27 @@ def render(machine: dict[str, str], outcomes: Sequence[Outcome], missing: Sequen
                 "```",
             ]
     return "\n".join(lines) + "\n"
+
+
+def _ratios(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the goals are stated in, as far as the parts that it takes have run."""
+
+    def rates(name: str) -> dict[int, float]:
+        return {row["streams"]: row["tokens_per_s"] for row in data.get(name, {}).get("decoding", ())}
+
+    ours, without, peer = rates("engine"), rates("engine_without_graphs"), rates("peer")
+    shown: set[int] = set()
+    for row in data.get("engine", {}).get("decoding", ()):
+        streams = row["streams"]
+        if streams in shown:
+            continue
+        shown.add(streams)
+        what = f"decoding {streams} streams"
+        yield f"{what}, share of the copy's bandwidth", f"{row['bandwidth_share']:.1%}"
+        if streams in without:
+            yield f"{what}, graphs against none", f"{ours[streams] / without[streams]:.2f} times"
+        if streams in peer:
+            yield f"{what}, against transformers", f"{ours[streams] / peer[streams]:.2f} times"
 
 
 def _tests(cases: Sequence[Case]) -> list[str]:
@@ -87,7 +111,8 @@ def _engine(data: Any) -> list[str]:
     lines = [
         f"{data['device']}, shape `{data['shape']}` ({data['parameters'] / 1e9:.2f} billion parameters, "
         f"{data['dtype']}, {data['weights_bytes'] / 1e9:.2f} GB of weights). A copy within the device moves "
-        f"{data['copy_bytes_per_s'] / 1e9:.0f} GB/s, read and written.",
+        f"{data['copy_bytes_per_s'] / 1e9:.0f} GB/s, read and written. Attention by {data['attention']}; steps of "
+        f"{', '.join(map(str, data['graph_sizes'])) or 'no'} rows captured in {data['capture_s']:.2f} s.",
         "",
     ]
     rows = [
@@ -140,7 +165,27 @@ def _cluster(data: Any) -> list[str]:
     return _table(heads, rows)
 
 
-_BENCHMARKS = {"engine": _engine, "loading": _loading, "cluster": _cluster}
+def _peer(data: Any) -> list[str]:
+    rows = [
+        (str(row["streams"]), str(row["context_tokens"]), f"{row['tokens_per_s']:.1f}", f"{1e3 * row['step_s']:.2f} ms",
+         "compiled" if row["compiled"] else "not compiled", f"{row['warm_up_s']:.0f} s")
+        for row in data["decoding"]
+    ]  # fmt: skip
+    heads = ("streams", "context", "tokens/s", "step", "", "until warm")
+    return [
+        f"transformers {data['transformers']}, static cache, the same shape `{data['shape']}` in {data['dtype']}.",
+        "",
+        *_table(heads, rows),
+    ]
+
+
+_BENCHMARKS = {
+    "engine": _engine,
+    "engine_without_graphs": _engine,
+    "peer": _peer,
+    "loading": _loading,
+    "cluster": _cluster,
+}
 
 
 def _table(heads: Sequence[str], rows: Any) -> list[str]:

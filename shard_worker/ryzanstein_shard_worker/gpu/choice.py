@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -198,7 +199,10 @@ def _triton(pool: KVPool, model: ModelAttention) -> DeviceAttention:
 
 def _varlen(pool: KVPool, model: ModelAttention) -> DeviceAttention:
     _check_capability(pool.device)
-    return VarlenAttention(pool, model, _imported("torch.nn.attention.varlen").varlen_attn)
+    varlen_attn = _imported("torch.nn.attention.varlen").varlen_attn
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # from torch 2.12 on it wants to be told
+        varlen_attn = functools.partial(varlen_attn, enable_gqa=True)
+    return VarlenAttention(pool, model, varlen_attn)
 
 
 def _check_capability(device: torch.device) -> None:

@@ -58,7 +58,7 @@ def test_a_row_that_is_not_finite_is_told_and_harms_no_other(poison: float) -> N
 def test_penalties_come_before_the_draw() -> None:
     from ryzanstein_shard_worker.sampling import _draw_all
 
-    kinds = [
+    kinds: list[dict[str, Any]] = [
         {"temperature": 0.9, "logit_bias": {7: 3.0, 15: -100.0}},
         {"temperature": 1.0, "frequency_penalty": 0.5, "presence_penalty": 0.3, "repetition_penalty": 1.2},
         {"logit_bias": {3: 100.0}},
