@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from ryzanstein import __version__
+from ryzanstein.measuring.group import bench_commands
 from ryzanstein.program import EXIT_USAGE, ProgramError, missing_extra, run
 
 from . import bench_scaling, bench_serving, chat, demo, generate, operations
@@ -35,6 +36,8 @@ KNOWN: Mapping[str, tuple[str, Mapping[str, str]]] = {
         {
             "shard-worker": "Run one shard worker, as systemd does.",
             "shard": "Write a checkpoint with one file per rank.",
+            "bench communication": "Measure every collective between processes of this machine.",
+            "bench loading": "Load a checkpoint as the workers of a group do it.",
         },
     ),
 }
@@ -80,8 +83,9 @@ def _add_plugins(app: typer.Typer) -> None:
         except Exception as error:  # noqa: BLE001 - one broken package must not take the others' commands away
             _, names = KNOWN.get(name, ("", {name: "Not available: its package can't be imported."}))
             for command, summary in names.items():
-                app.command(
-                    command,
+                group, _, leaf = command.rpartition(" ")
+                (bench_commands(app) if group else app).command(
+                    leaf,
                     help=summary,
                     add_help_option=False,
                     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
