@@ -142,6 +142,17 @@ class FrontDoor:
             self._metrics.request_ended("cancelled", self._clock() - begun)
             raise
 
+    def check_room(self, owner: str) -> None:
+        """Before a request is read: whether one more of this owner could come in at all.
+
+        Raises UNAVAILABLE or RESOURCE_EXHAUSTED, as `generate` would.
+        """
+        try:
+            self._entrance.check(owner, Amount(requests=1))
+        except StatusError as error:
+            self._metrics.request_ended(refused_outcome(error), 0.0)
+            raise
+
     async def attach(
         self, request_id: str, received: Sequence[int], *, owner: str = "", from_index: int | None = None
     ) -> Subscription:

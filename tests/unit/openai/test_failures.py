@@ -184,6 +184,27 @@ async def test_a_full_queue_is_429_with_a_delay(leader: Leader) -> None:
         writer.close()
 
 
+async def test_when_the_queue_is_full_a_body_is_not_read_and_the_connection_goes_on(leader: Leader) -> None:
+    leader.max_num_seqs, leader.budget = 1, 0
+    path = request_path(tokenizer=TOKENIZER, admission=AdmissionLimits(max_waiting=0))
+    path.serve(leader)
+    async with front(path) as served:
+        _, running = await served.connect(COMPLETIONS, {"idempotency-key": "mine"}, prompt="a")
+        await eventually(lambda: leader.running == 1)
+        reader, refused = await served.connect(COMPLETIONS, prompt="b" * 100_000, temperature="no number")
+        for _ in range(2):
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+            assert head.startswith(b"HTTP/1.1 429")
+            await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+            refused.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nnot JSON!")
+        assert path.seen.ended == ["refused", "refused"]
+        mine = {"idempotency-key": "mine"}
+        again = await served.post(COMPLETIONS, mine, prompt="another")  # is read: it may be what runs already
+        assert (again.status_code, again.json()["error"]["code"]) == (400, "idempotency_key_reused")
+        running.close()
+        refused.close()
+
+
 async def test_of_a_batch_that_does_not_fit_nothing_stays(leader: Leader) -> None:
     leader.max_num_seqs, leader.budget = 2, 0
     path = request_path(tokenizer=TOKENIZER, admission=AdmissionLimits(max_waiting=1))
