@@ -63,7 +63,7 @@ class Scene:
         keys = [pair.key.read_text().splitlines()[1] for pair in (self.me, self.foreign)]
         return [self.alice, self.operator, self.token_file.read_text().strip(), *keys]
 
-    def client(self, key: str, pair: Pair | None = None) -> Client:
+    def client(self, key: str, pair: Pair | None = None, *, patience_s: float = 0.0) -> Client:
         shown = pair or self.me
         return Client(
             self.cluster.grpc,
@@ -71,7 +71,7 @@ class Scene:
             tls_ca_file=self.ca,
             tls_cert_file=shown.cert,
             tls_key_file=shown.key,
-            connect_timeout_s=0.0,
+            connect_timeout_s=patience_s,
         )
 
     def dialer(self, role: Role, token_file: Path | None = None) -> Dialer:
@@ -304,7 +304,7 @@ def test_a_stranger_can_not_drive_a_worker(scene: Scene) -> None:
 
 def test_a_flood_of_strangers_is_refused_and_the_others_go_on(scene: Scene) -> None:
     with (
-        scene.client(scene.alice) as client,
+        scene.client(scene.alice, patience_s=20.0) as client,
         scene.dialer(Role.WORKER).sync(scene.cluster.grpc, tls=True) as flood,
     ):
         stub = inference_pb2_grpc.InferenceServiceStub(flood)
