@@ -9,9 +9,6 @@ from collections.abc import Iterator
 
 from .command import run
 
-#: As optimum-intel calls what is stored. Computing is in bfloat16 either way where the processor has it.
-_STORED = {"bf16": "fp16", "int8": "int8"}
-
 
 class OpenVino:
     """One pipeline; its own scheduler batches."""
@@ -51,21 +48,28 @@ class OpenVino:
 
 
 def prepare(options: argparse.Namespace) -> None:
+    import nncf
+    import openvino
     from optimum.exporters.openvino import main_export
-    from optimum.intel import OVConfig, OVWeightQuantizationConfig
+    from optimum.intel import OVConfig
 
     unfinished = options.converted.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    quantization = (
-        {"quantization_config": OVWeightQuantizationConfig(bits=8)} if options.weights == "int8" else {}
-    )
     main_export(
         model_name_or_path=str(options.model),
         output=unfinished,
         task="text-generation-with-past",
-        ov_config=OVConfig(dtype=_STORED[options.weights], **quantization),
+        ov_config=OVConfig(dtype="fp16"),  # computing is in bfloat16 where the processor has it
         convert_tokenizer=True,
     )
+    if options.weights == "int8":
+        file = unfinished / "openvino_model.xml"
+        compressed = nncf.compress_weights(
+            openvino.Core().read_model(file), mode=nncf.CompressWeightsMode.INT8_ASYM
+        )
+        openvino.save_model(compressed, unfinished / "int8.xml")
+        for suffix in (".xml", ".bin"):
+            (unfinished / f"int8{suffix}").replace(file.with_suffix(suffix))
     unfinished.rename(options.converted)
 
 
