@@ -56,16 +56,16 @@ class Steps:
 
 
 class _Watched:
-    """Runs batches and keeps when the model began and ended."""
+    """Runs batches and keeps when the model began and ended, and the seconds of its collectives."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self.times: list[tuple[float, float]] = []
+    def __init__(self, runner: Runner, handler: CommunicationProfiler) -> None:
+        self._runner, self._handler = runner, handler
+        self.times: list[tuple[float, float, float]] = []
 
     def run(self, batch: Batch) -> torch.Tensor:
-        begun = time.perf_counter()
+        begun, before = time.perf_counter(), self._handler.seconds
         logits = self._runner.run(batch)
-        self.times.append((begun, time.perf_counter()))
+        self.times.append((begun, time.perf_counter(), self._handler.seconds - before))
         return logits
 
 
@@ -88,11 +88,10 @@ def measure(
     if real_time:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
     for count in streams:
-        watched = _Watched(Runner(model, pool, cpu_threads=1))
+        watched = _Watched(Runner(model, pool, cpu_threads=1), handler)
         limits = Limits(count, count * context, config.context_length)
         scheduler = Scheduler(limits, BlockAllocator(blocks, BLOCK))
         loop = StepLoop(1, handler, group.step_channel, scheduler, watched, Progress())
-        before = handler.seconds
         if group.rank == 0:
             inbox = Inbox()
             for number in range(count):
@@ -101,8 +100,7 @@ def measure(
             lead(loop, inbox, _stop_after(inbox, steps + _WARM_STEPS), keep_alive_s=1.0)
         else:
             follow(loop, timeout_s=60.0)
-        communication_s = (handler.seconds - before) / len(watched.times)
-        results.append(_medians(count, group.rank, watched.times[_WARM_STEPS:], communication_s))
+        results.append(_medians(count, group.rank, watched.times[_WARM_STEPS:]))
     if real_time:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return results
@@ -119,14 +117,14 @@ def _stop_after(inbox: Inbox, steps: int) -> Publish:
     return publish
 
 
-def _medians(streams: int, rank: int, times: list[tuple[float, float]], communication_s: float) -> Steps:
+def _medians(streams: int, rank: int, times: list[tuple[float, float, float]]) -> Steps:
     return Steps(
         streams=streams,
         rank=rank,
         step_ms=1e3 * statistics.median(after[0] - before[0] for before, after in itertools.pairwise(times)),
-        model_ms=1e3 * statistics.median(end - begin for begin, end in times),
+        model_ms=1e3 * statistics.median(end - begin for begin, end, _ in times),
         idle_ms=1e3 * statistics.median(after[0] - before[1] for before, after in itertools.pairwise(times)),
-        communication_ms=1e3 * communication_s,
+        communication_ms=1e3 * statistics.median(seconds for _, _, seconds in times),
     )
 
 
