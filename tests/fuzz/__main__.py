@@ -36,7 +36,7 @@ def main() -> int:
         tempfile.TemporaryDirectory() as directory,
         Cluster(Path(directory) / "state") as cluster,
     ):
-        cluster.ready()
+        cluster.ready(180)
         victims = victims_of(cluster, Path(directory))
         asyncio.run(run_campaign(victims, asked.seed + 1, most_cases=_WARM_UP, most_s=60.0))
         before, log_from = read_vitals(cluster), len(cluster.stderr_lines)
