@@ -25,7 +25,7 @@ def form(request: pytest.FixtureRequest, cuda: torch.device) -> Iterator[Form]:
         while open_handlers:
             open_handlers.pop().close()
         handler = form_nccl_group(
-            HashStore(),  # type: ignore[arg-type]  # any store of torch's does
+            HashStore(),
             rank=0,
             world_size=1,
             device=cuda,
