@@ -17,6 +17,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 #: Of one attempt. 64 ranks that form two gloo groups and agree on a backend leave about 400 keys and 200 KB.
 MAX_KEYS = 4096
 MAX_BYTES = 4 * 1024 * 1024
+#: A reply carries an int64.
+_COUNTER_END = 2**63
 
 
 @dataclass(slots=True)
@@ -75,6 +77,8 @@ class RendezvousStore:
             value = int(attempt.values.get(key, b"0")) + amount
         except ValueError:
             raise invalid_argument(f"rendezvous key {key!r} does not hold a number") from None
+        if not -_COUNTER_END <= value < _COUNTER_END:
+            raise invalid_argument(f"rendezvous key {key!r} can't count beyond 64 bits: it would be {value}")
         self._put(attempt, key, str(value).encode())
         return value
 

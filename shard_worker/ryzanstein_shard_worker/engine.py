@@ -200,9 +200,8 @@ class Engine:
                 self._set(phase="loading one more rank")
             elif not held:
                 self._release()  # before the new weights, not beside them
-                self._set(
-                    state=cluster_pb2.WORKER_STATE_LOADING, phase="loading", load_progress=0.0, fault=None
-                )
+                state = cluster_pb2.WORKER_STATE_LOADING
+                self._set(state=state, phase="loading", load_progress=0.0, fault=None)
             bound_memory(self._device, request.limits.memory_bytes)
             progress = self.pulse.felt_in(self._progressed)
             return self._shelf.load(request, self._config.model_dir, self._device, progress)
@@ -266,11 +265,6 @@ class Engine:
         self._logs.bind(group=request.group_id, rank=request.rank, epoch=request.epoch)
         key = ShardKey.of_rank(request.model, request.rank, len(request.members))
         shard = self._shelf.take(key)  # the others go before the pages come
-        if shard is None:
-            raise RuntimeError(
-                f"rank {key.rank} of {key.tensor_parallel_size} has no shard loaded here in {key.dtype}, "
-                f"quantization {key.quantization}"
-            )
         self._gives_way = False
         self._set(state=cluster_pb2.WORKER_STATE_LOADING, phase="forming", epoch=request.epoch, fault=None)
         bound_memory(self._device, limits.memory_bytes)

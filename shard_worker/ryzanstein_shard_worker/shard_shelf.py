@@ -50,9 +50,12 @@ class ShardShelf:
         self._put(shard, beside=request.beside)
         return shard
 
-    def take(self, key: ShardKey) -> Shard | None:
-        """The shard of this rank, dtype and quantization, which is the only one from here on. None: it is not here,
-        and all stay."""
+    def take(self, key: ShardKey) -> Shard:
+        """The shard of this rank, dtype and quantization, which is the only one from here on.
+
+        Raises:
+            RuntimeError: it is not here; all stay.
+        """
         place = (key.rank, key.tensor_parallel_size)
         fitting = [
             shard
@@ -60,7 +63,10 @@ class ShardShelf:
             if (shard.key.rank, shard.key.tensor_parallel_size) == place and shard.key.is_of_model(key)
         ]
         if not fitting:
-            return None
+            raise RuntimeError(
+                f"rank {key.rank} of {key.tensor_parallel_size} has no shard loaded here in {key.dtype}, "
+                f"quantization {key.quantization}"
+            )
         self.current = fitting[-1]
         self._shards = {self.current.key: self.current}
         return self.current

@@ -131,26 +131,23 @@ def read_bandwidth(cores: int, *, size_bytes: int = _PROBE_BYTES) -> float:
     views = [(ctypes.c_char * size_bytes).from_buffer(memory) for memory in maps]
     for view in views:
         ctypes.memset(view, 1, size_bytes)  # pages of its own, not the kernel's one page of zeros
-    start = threading.Barrier(cores + 1)
-    end = threading.Barrier(cores + 1)
+    start = threading.Barrier(cores)
+    # Of each round the moments of each thread, taken by itself: another may be let run late.
+    moments: list[list[tuple[float, float]]] = [[] for _ in range(_PROBE_ROUNDS)]
 
     def read(address: int) -> None:
-        for _ in range(_PROBE_ROUNDS):
+        for of_round in moments:
             start.wait()
+            begun_s = time.perf_counter()
             libc.memchr(address, 0, size_bytes)
-            end.wait()
+            of_round.append((begun_s, time.perf_counter()))
 
     threads = [threading.Thread(target=read, args=(ctypes.addressof(view),)) for view in views]
     for thread in threads:
         thread.start()
-    times = []
-    for _ in range(_PROBE_ROUNDS):
-        start.wait()
-        begun_s = time.perf_counter()
-        end.wait()
-        times.append(time.perf_counter() - begun_s)
     for thread in threads:
         thread.join()
+    times = [max(end for _, end in each) - min(begin for begin, _ in each) for each in moments]
     views.clear()
     for memory in maps:
         with contextlib.suppress(BufferError):  # a view that is still referred to goes with its memory

@@ -53,6 +53,14 @@ async def test_a_counter_counts_from_zero(store: RendezvousStore) -> None:
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_a_counter_stays_within_what_a_message_holds(store: RendezvousStore) -> None:
+    assert store.add_to_value(key(), "n", 2**63 - 1) == 2**63 - 1
+    with pytest.raises(StatusError, match="can't count beyond 64 bits") as caught:
+        store.add_to_value(key(), "n", 1)
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert store.add_to_value(key(), "n", -1) == 2**63 - 2
+
+
 async def test_compare_and_set_as_torchs_own_store_does_it(store: RendezvousStore) -> None:
     assert store.compare_set_value(key(), "k", b"expected", b"new") == b"expected"
     assert not store.check_values(key(), ["k"])

@@ -44,8 +44,9 @@ def test_shards_of_another_quantization_go_before_new_ones_come() -> None:
 def test_a_rank_joins_only_with_the_quantization_of_its_group() -> None:
     shelf = ShardShelf()
     rounded = load(shelf, 1, "int8")
-    assert shelf.take(ShardKey.of_rank(spec("none"), 1, 2)) is None
-    assert shelf.take(ShardKey.of_rank(spec("int8"), 0, 2)) is None
+    for other in (ShardKey.of_rank(spec("none"), 1, 2), ShardKey.of_rank(spec("int8"), 0, 2)):
+        with pytest.raises(RuntimeError, match="no shard loaded here"):
+            shelf.take(other)
     assert shelf.take(ShardKey.of_rank(spec("int8"), 1, 2)) is rounded
 
 
