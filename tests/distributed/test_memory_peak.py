@@ -47,6 +47,7 @@ import torch
 from ryzanstein.model_plan import open_checkpoint, read_model_config
 from ryzanstein_shard_worker.checkpoint import DistributedCheckpointLoader
 from ryzanstein_shard_worker.communication import RebindableHandler
+from ryzanstein_shard_worker.freed_memory import give_freed_memory_back
 from ryzanstein_shard_worker.models import build_model
 
 def memory(key):
@@ -54,6 +55,7 @@ def memory(key):
     return int(line.split()[1]) * 1024
 
 torch.set_num_threads(1)
+give_freed_memory_back()
 directory, cpu = Path(sys.argv[1]), torch.device("cpu")
 config = read_model_config(directory)
 model = build_model(config, RebindableHandler(1, 2), torch.bfloat16, cpu, max_positions=64)
