@@ -51,8 +51,8 @@ class Runner:
             positions += range(piece.start, end)
             if piece.samples:
                 sample_rows.append(len(positions) - 1)
-        rows = sample_rows + scored_rows
-        wanted = None if len(rows) == len(positions) else rows  # while all decode, every row is
+        # While all decode, every row is wanted, in order.
+        wanted = None if len(sample_rows) == len(positions) else sample_rows + scored_rows
         return self._model.logits(self._forward(token_ids, positions, self._layout(batch), wanted))
 
     @torch.inference_mode()

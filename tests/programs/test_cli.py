@@ -310,7 +310,7 @@ def test_version_and_help_go_to_standard_output(cli: Cli) -> None:
     assert code == 0
     listed = [line.split()[1] for line in out.splitlines() if line.startswith("│ ") and line[2] not in " -"]
     own = ["generate", "chat", "status", "top", "drain", "demo"]
-    assert listed == [*own, "serve", "coordinator", "plan", "shard-worker", "shard"]
+    assert listed == [*own, "serve", "coordinator", "plan", "shard-worker", "shard", "bench"]
     assert "RYZANSTEIN_<FLAG>" in cli("generate", "--help")[1]
 
 
