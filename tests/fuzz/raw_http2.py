@@ -19,8 +19,8 @@ _END_STREAM, _END_HEADERS = 1, 4
 #: gRPC's core writes trailers as literals too when they are the connection's first.
 _STATUS = re.compile(rb"grpc-status[\x01-\x02](\d{1,2})(?:[^\x01]{0,3}grpc-message.([ -~]*))?")
 _DEFECTS = {b"2", b"13", b"15"}
-#: gRPC's core says UNKNOWN to a call without a method of HTTP, or with two, and (1.85; 1.72 does not) INTERNAL to an encoding
-#: that does not exist, before any code of ours hears of it.
+#: Before any code of ours hears of it, gRPC's core says UNKNOWN to a call without a method of HTTP, or with two, and
+#: INTERNAL to an encoding that does not exist (1.85; 1.72 does not).
 _NOT_OURS = (b"Bad method header", b"Missing :method header", b"Error parsing 'grpc-encoding' metadata")
 
 
