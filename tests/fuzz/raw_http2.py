@@ -19,9 +19,14 @@ _END_STREAM, _END_HEADERS = 1, 4
 #: gRPC's core writes trailers as literals too when they are the connection's first.
 _STATUS = re.compile(rb"grpc-status[\x01-\x02](\d{1,2})(?:[^\x01]{0,3}grpc-message.([ -~]*))?")
 _DEFECTS = {b"2", b"13", b"15"}
-#: Before any code of ours hears of it, gRPC's core says UNKNOWN to a call without a method of HTTP, or with two, and
-#: INTERNAL to an encoding that does not exist (1.85; 1.72 does not).
-_NOT_OURS = (b"Bad method header", b"Missing :method header", b"Error parsing 'grpc-encoding' metadata")
+#: How answers begin that gRPC's core gives before any code of ours hears of the call: UNKNOWN to one without a method of
+#: HTTP, or with two; INTERNAL to an encoding that does not exist and to a header in capitals (1.85; 1.72 does not).
+_NOT_OURS = (
+    b"Bad method header",
+    b"Missing :method header",
+    b"Error parsing 'grpc-encoding' metadata",
+    b"Illegal header key",
+)
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -189,4 +194,5 @@ def attack(address: str, bytes_sent: bytes, *, patience_s: float) -> tuple[str, 
     if found is None:
         return "nothing", False
     status, message = found[1], found[2] or b""
-    return f"{status.decode()} {message.decode()}".strip(), status in _DEFECTS and message not in _NOT_OURS
+    ours = status in _DEFECTS and not message.startswith(_NOT_OURS)
+    return f"{status.decode()} {message.decode()}".strip(), ours
