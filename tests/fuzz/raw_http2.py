@@ -19,7 +19,7 @@ _END_STREAM, _END_HEADERS = 1, 4
 #: gRPC's core writes trailers as literals too when they are the connection's first.
 _STATUS = re.compile(rb"grpc-status[\x01-\x02](\d{1,2})(?:[^\x01]{0,3}grpc-message.([ -~]*))?")
 _DEFECTS = {b"2", b"13", b"15"}
-#: How answers begin that gRPC's core gives before any code of ours hears of the call: UNKNOWN to one without a method of
+#: How answers begin that gRPC's core gives before any code of ours hears of the call: UNKNOWN to one with no method of
 #: HTTP, or with two; INTERNAL to an encoding that does not exist and to a header in capitals (1.85; 1.72 does not).
 _NOT_OURS = (
     b"Bad method header",
