@@ -56,6 +56,8 @@ class Phase:
             self.failures.append(asked.failure)
         elif asked.refused_s is not None:
             self.refused_s.append(asked.refused_s)
+        elif not asked.moments_s:
+            self.failures.append("it ended without a token")
         else:
             self.first_token_s.append(asked.moments_s[0])
             self.gaps_s += [b - a for a, b in zip(asked.moments_s, asked.moments_s[1:], strict=False)]
