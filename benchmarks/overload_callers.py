@@ -56,7 +56,7 @@ class HttpCaller:
         )
         begun = time.perf_counter()
         try:
-            connection = self._idle.pop() if self._idle else await self._connect()
+            connection = self._still_open() or await self._connect()
             reader, writer = connection
             writer.write(head.encode() + data)
             reply = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -81,6 +81,15 @@ class HttpCaller:
     async def close(self) -> None:
         for _, writer in self._idle:
             writer.close()
+
+    def _still_open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """Of those that rest: servers close them after some seconds without a request."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(self._host, self._port)
