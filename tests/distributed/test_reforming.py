@@ -117,7 +117,8 @@ def test_attempts_that_are_given_up_leave_nothing_behind(
             before = ranks.call(resources, on=[0, 1])
     after = ranks.call(resources, on=[0, 1])
     for (fds, threads, _), (fds_after, threads_after, _) in zip(before, after, strict=True):
-        assert (fds_after, threads_after) <= (fds, threads)
+        assert fds_after <= fds
+        assert threads_after <= threads + 2  # gRPC's pool starts and ends some; ten attempts would leave ten
     assert ours_in_dev_shm() == []
 
 
