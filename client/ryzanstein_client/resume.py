@@ -52,7 +52,9 @@ class ResumableStream:
         self._timeout_s = request.timeout.ToNanoseconds() / 1e9 if request.HasField("timeout") else None
         self._deadline_s = None if self._timeout_s is None else now_s + self._timeout_s
         self._attach = False
-        self._calls = 0
+        self._failed = False
+        #: A call broke before anything was heard of it: the request may be there.
+        self._may_have_arrived = False
         self._received: list[int] = []
         self._tail = ""  # text that came without a token since the last token
         self._tail_matched = 0  # how much of it this call has repeated
@@ -77,11 +79,12 @@ class ResumableStream:
         return None if self._deadline_s is None else max(0.0, self._deadline_s - now_s)
 
     def next_request(self, now_s: float) -> inference_pb2.GenerateRequest | inference_pb2.AttachRequest:
-        """The request of the next call."""
-        self._calls += 1
+        """The request of the next call. Raises DeadlineExceeded if none was taken and no time is left."""
         self._tail_matched = 0
         if not self._attach:
             remaining_s = self.remaining_s(now_s)
+            if remaining_s == 0.0 and self._failed:
+                raise self._deadline_error()
             if remaining_s is not None:
                 self._request.timeout.FromNanoseconds(round(remaining_s * 1e9))
             return self._request
@@ -111,15 +114,17 @@ class ResumableStream:
     def on_failure(self, failure: CallFailed, now_s: float) -> float:
         """Seconds to wait before the next call; raises the error with which to give up."""
         known = self.accepted is not None
+        self._failed = True
         # Of a request that was not taken only that: an overload is no better for being asked again.
         passing = failure.postponed and (known or failure.code is grpc.StatusCode.UNAVAILABLE)
         if failure.code is grpc.StatusCode.NOT_FOUND and self._attach and not self._received:
             self._attach = False  # nothing was delivered: the request can be made anew
-        elif failure.code is grpc.StatusCode.ALREADY_EXISTS and not self._attach and self._calls > 1:
+        elif failure.code is grpc.StatusCode.ALREADY_EXISTS and not self._attach and self._may_have_arrived:
             self._attach = True  # an earlier call did arrive
         elif not failure.broken and not passing:
             raise self._refusal(failure, now_s) from failure
         else:
+            self._may_have_arrived |= failure.broken
             self._attach = known
         remaining_s = self.remaining_s(now_s)
         if remaining_s == 0.0:

@@ -12,8 +12,8 @@ from typing import Any
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 #: A piece this large is mapped by itself, and goes back as soon as it is freed.
 _LOADING_BYTES = 2**20
-#: Larger pieces than a step's activations: those go back in any case.
-_KEPT_BYTES = 64 * 2**20
+#: Larger pieces than most of a step's activations go back in any case. Before 2.35 glibc takes no more than this.
+_KEPT_BYTES = 32 * 2**20
 
 
 def keep_freed_memory() -> None:

@@ -33,10 +33,12 @@ class HugePages:
 
     def take(self, nbytes: int) -> Tensor:
         """→ uint8 [nbytes] at a multiple of 64 bytes, all zeros."""
+        if nbytes > CHUNK_BYTES:
+            return _map(nbytes)  # of its own, so that it goes with its weight
         with self._lock:
             begin = -(-self._used // _LINE_BYTES) * _LINE_BYTES
             if begin + nbytes > len(self._chunk):
-                self._chunk, begin = _map(max(nbytes, CHUNK_BYTES)), 0
+                self._chunk, begin = _map(CHUNK_BYTES), 0
             self._used = begin + nbytes
             return self._chunk[begin : self._used]
 

@@ -67,7 +67,9 @@ class ShardShelf:
                 f"rank {key.rank} of {key.tensor_parallel_size} has no shard loaded here in {key.dtype}, "
                 f"quantization {key.quantization}"
             )
-        self.current = fitting[-1]
+        self.current = self._shards.get(
+            key, fitting[-1]
+        )  # the same rank may be here for two lengths of context
         self._shards = {self.current.key: self.current}
         return self.current
 

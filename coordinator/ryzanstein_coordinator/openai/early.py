@@ -21,7 +21,11 @@ def refusing_early(front_door: FrontDoor) -> type[APIRoute]:
             handle = super().get_route_handler()
 
             async def refuse_or_handle(request: Request) -> Response:
-                if "idempotency-key" not in request.headers:
+                # A connection that ends with its reply would end with a body on its way: the client sees it break.
+                stays = request.scope.get("http_version") != "1.0" and (
+                    request.headers.get("connection", "").lower() != "close"
+                )
+                if stays and "idempotency-key" not in request.headers:
                     front_door.check_room(http_caller(request.scope).name)
                 return await handle(request)
 

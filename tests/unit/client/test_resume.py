@@ -429,3 +429,23 @@ def test_events_of_a_later_release_are_passed_over() -> None:
     state.next_request(0.0)
     state.on_event(accepted(), 0.0)
     assert state.on_event(pb.StreamEvent(), 0.0) is None
+
+
+def test_a_postponed_request_whose_time_is_over_ends_with_its_deadline_and_is_not_sent_without_time() -> None:
+    state = stream(timeout_s=3.0)
+    stopping = CallFailed(grpc.StatusCode.UNAVAILABLE, "the server is stopping", retry_after_s=5.0)
+    state.next_request(0.0)
+    assert state.on_failure(stopping, 0.5) == 2.5
+    with pytest.raises(DeadlineExceeded, match="was not done within 3 s"):
+        state.next_request(3.0)
+
+
+def test_a_name_that_was_taken_while_the_request_was_postponed_is_somebody_elses() -> None:
+    state = stream()
+    state.next_request(0.0)
+    state.on_failure(
+        CallFailed(grpc.StatusCode.UNAVAILABLE, "the server is stopping", retry_after_s=1.0), 0.1
+    )
+    state.next_request(1.1)
+    with pytest.raises(AlreadyExists):
+        state.on_failure(CallFailed(grpc.StatusCode.ALREADY_EXISTS, "request r1 is there"), 1.2)

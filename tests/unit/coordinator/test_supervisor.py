@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import struct
 import time
 from pathlib import Path
 
@@ -196,6 +198,20 @@ async def test_a_child_that_gets_on_is_left_alone_though_its_parent_stands_still
     await asyncio.wait_for(waiting, 20)
     watch.close()
     manager.close()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can send as another user")
+async def test_what_another_user_tells_of_a_child_is_not_believed() -> None:
+    watch = ChildWatch(0.1)
+    name = "\0" + watch.environment["NOTIFY_SOCKET"][1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
+        somebody = struct.pack("3i", os.getpid(), 65534, 65534)
+        for _ in range(100):
+            stranger.sendmsg([b"READY=1"], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, somebody)], 0, name)
+            await asyncio.sleep(0)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(watch.hung(), 0.5)  # it is not ready yet: only then silence counts
+    watch.close()
 
 
 @pytest.mark.parametrize(
