@@ -20,12 +20,14 @@ _END_STREAM, _END_HEADERS = 1, 4
 _STATUS = re.compile(rb"grpc-status[\x01-\x02](\d{1,2})(?:[^\x01]{0,3}grpc-message.([ -~]*))?")
 _DEFECTS = {b"2", b"13", b"15"}
 #: How answers begin that gRPC's core gives before any code of ours hears of the call: UNKNOWN to one with no method of
-#: HTTP, or with two; INTERNAL to an encoding that does not exist and to a header in capitals (1.85; 1.72 does not).
+#: HTTP, or with two; INTERNAL to what is no HTTP/2, or no header of gRPC's (1.85; 1.72 says nothing to most of it).
 _NOT_OURS = (
     b"Bad method header",
     b"Missing :method header",
-    b"Error parsing 'grpc-encoding' metadata",
+    b"Error parsing '",
+    b"Failed parsing HTTP/2",
     b"Illegal header key",
+    b"Compression bit set but no encoding",
 )
 
 
