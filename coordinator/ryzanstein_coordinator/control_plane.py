@@ -160,7 +160,7 @@ class ControlPlane:
             return
         workers = {m.worker_id: w for m in group.members if (w := draft.worker(m.worker_id)) is not None}
         reports = {m.worker_id: t for m in group.members if (t := draft.telemetry(m.worker_id)) is not None}
-        fault = self.monitor.fault(draft.now_s, group, workers, reports, draft.lease_floor_s)
+        fault = self.monitor.fault(draft.now_s, group, workers, reports, draft.hearing)
         if fault is None:
             return
         culprit = draft.worker(fault.culprit or "")

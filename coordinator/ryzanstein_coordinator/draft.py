@@ -8,6 +8,7 @@ from typing import Any
 
 from .actions import Action
 from .group_record import GroupRecord
+from .standstills import Hearing
 from .state import ClusterState
 from .worker_record import Telemetry, WorkerRecord
 
@@ -37,6 +38,11 @@ class Draft:
         self._telemetry = state.telemetry
         self._groups = {group.group_id: group for group in state.groups}
         self._visible = False
+
+    @property
+    def hearing(self) -> Hearing:
+        """Silence counts only while the coordinator could hear."""
+        return Hearing(self.lease_floor_s, self.standstills)
 
     @property
     def changed(self) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from .config import OrchestratorConfig
 from .group_record import Cause, GroupRecord, Phase
 from .leader_stream import MARGIN_S
-from .standstills import Standstills, lost_s, with_latest
+from .standstills import Hearing, Standstills, with_latest
 from .state import ClusterState
 from .worker_record import FaultReport, Telemetry, WorkerRecord
 
@@ -50,16 +50,13 @@ class HealthMonitor:
         now_s: float,
         worker: WorkerRecord,
         telemetry: Telemetry | None,
-        floor_s: float,
-        standstills: Standstills = (),
+        hearing: Hearing,
     ) -> Lease:
-        """`floor_s`: earlier than this the coordinator itself was not running, so silence proves nothing; nor does it
-        during `standstills`.
-        """
-        heard_s = max(
-            worker.registered_at_s, floor_s, telemetry.heard_at_s if telemetry is not None else floor_s
+        """Silence while the coordinator itself could hear nothing proves nothing."""
+        heard_at_s = (
+            worker.registered_at_s if telemetry is None else max(worker.registered_at_s, telemetry.heard_at_s)
         )
-        age_s = max(0.0, now_s - heard_s - lost_s(standstills, heard_s))
+        age_s = hearing.silence_s(now_s, heard_at_s)
         return Lease(age_s, age_s > self._config.suspect_after_s, age_s > self._config.lease_ttl_s)
 
     def stood_still(self, now_s: float, last_tick_s: float) -> bool:
@@ -71,7 +68,9 @@ class HealthMonitor:
         config = self._config
         # Ticks come four times as often.
         usual_s = config.heartbeat_interval_s
-        return with_latest(state.standstills, now_s, state.last_tick_s, usual_s, config.lease_ttl_s)
+        return with_latest(
+            state.standstills, now_s, state.last_tick_s, usual_s, config.lease_ttl_s + MARGIN_S
+        )
 
     def fault(
         self,
@@ -79,12 +78,11 @@ class HealthMonitor:
         group: GroupRecord,
         workers: Mapping[str, WorkerRecord],
         telemetry: Mapping[str, Telemetry],
-        floor_s: float,
+        hearing: Hearing,
     ) -> Fault | None:
         """What is wrong with a group that forms or serves, as far as its members' reports tell.
 
-        `floor_s` as in `lease`. Dead members are not looked for here: a broken stream and an expired lease
-        are events of their own.
+        Dead members are not looked for here: a broken stream and an expired lease are events of their own.
         """
         reports = [
             (worker_id, report)
@@ -99,8 +97,8 @@ class HealthMonitor:
                 return _reported(now_s, group, workers[worker_id], report.fault)
         if group.phase is not Phase.SERVING:
             return None
-        if why := group.stream.fault(now_s, floor_s, self._config.lease_ttl_s + MARGIN_S):
-            silent_s = group.stream.silent_s(now_s, floor_s)
+        if why := group.stream.fault(now_s, hearing, self._config.lease_ttl_s + MARGIN_S):
+            silent_s = group.stream.silent_s(now_s, hearing)
             return Fault(
                 cause=Cause.STREAM,
                 culprit=group.leader,
@@ -133,13 +131,13 @@ class HealthMonitor:
         """Empty if the group serves."""
         if group.phase is not Phase.SERVING:
             return f"{group.state}: {group.reason}"
-        if not group.stream.takes_requests(now_s, state.lease_floor_s, self._config.suspect_after_s):
+        hearing = Hearing(state.lease_floor_s, self.standstills(now_s, state))
+        if not group.stream.takes_requests(now_s, hearing, self._config.suspect_after_s):
             return "the leader does not take requests"
-        standstills = self.standstills(now_s, state)
         for member in group.members:
             worker, report = state.workers[member.worker_id], state.telemetry.get(member.worker_id)
             # What the next tick will find is true already.
-            lease = self.lease(now_s, worker, report, state.lease_floor_s, standstills)
+            lease = self.lease(now_s, worker, report, hearing)
             if report is None or lease.expired:
                 return f"{member.worker_id} (rank {member.rank}) was not heard of for a lease"
             age_s = report.progress_age_s

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from .standstills import Hearing
+
 #: The router opens a broken stream again a few times a second: so many breaks in a row are a fault.
 BREAKS_LIMIT = 5
 #: A break is the first one again if the stream had lived for so many seconds.
@@ -41,13 +43,11 @@ class LeaderStream:
         breaks = 1 if now_s - self.alive_since_s >= HEALED_AFTER_S else self.breaks + 1
         return LeaderStream(silent_since_s=now_s, breaks=breaks)
 
-    def silent_s(self, now_s: float, floor_s: float) -> float:
-        """For how long no stream has lived. Before `floor_s` the coordinator itself stood still."""
-        if self.alive_since_s is not None:
-            return 0.0
-        return max(0.0, now_s - max(self.silent_since_s, floor_s))
+    def silent_s(self, now_s: float, hearing: Hearing) -> float:
+        """For how long no stream has lived, as far as the coordinator could have heard of one."""
+        return 0.0 if self.alive_since_s is not None else hearing.silence_s(now_s, self.silent_since_s)
 
-    def takes_requests(self, now_s: float, floor_s: float, tolerance_s: float) -> bool:
+    def takes_requests(self, now_s: float, hearing: Hearing, tolerance_s: float) -> bool:
         """Whether what is sent now reaches the leader. A stream that has just begun has `tolerance_s` to be taken;
         one that broke more than once has to show that it lasts, or that it brings tokens.
         """
@@ -55,13 +55,13 @@ class LeaderStream:
             if self.alive_since_s is None:
                 return False
             return self.flows or now_s - self.alive_since_s >= HEALED_AFTER_S
-        return self.silent_s(now_s, floor_s) <= tolerance_s
+        return self.silent_s(now_s, hearing) <= tolerance_s
 
-    def fault(self, now_s: float, floor_s: float, patience_s: float) -> str:
+    def fault(self, now_s: float, hearing: Hearing, patience_s: float) -> str:
         """Why it is not waited for any longer; empty: it is. A lease or less of silence may be the leader's death,
         which explains more: `patience_s` is longer.
         """
         if self.breaks >= BREAKS_LIMIT:
             return f"its stream broke {self.breaks} times in a row"
-        silent_s = self.silent_s(now_s, floor_s)
+        silent_s = self.silent_s(now_s, hearing)
         return f"it has not taken a stream for {silent_s:.1f} s" if silent_s > patience_s else ""

@@ -29,8 +29,21 @@ def lost_s(standstills: Standstills, since_s: float) -> float:
     return sum(standstill.after_s(since_s) for standstill in standstills)
 
 
+@dataclass(frozen=True, slots=True)
+class Hearing:
+    """When the coordinator could hear: not before `floor_s`, when it was not running, nor during `standstills`."""
+
+    floor_s: float = 0.0
+    standstills: Standstills = ()
+
+    def silence_s(self, now_s: float, since_s: float) -> float:
+        """For how long it could have heard since then."""
+        since_s = max(since_s, self.floor_s)
+        return max(0.0, now_s - since_s - lost_s(self.standstills, since_s))
+
+
 def with_latest(
-    standstills: Standstills, now_s: float, last_tick_s: float, usual_s: float, lease_ttl_s: float
+    standstills: Standstills, now_s: float, last_tick_s: float, usual_s: float, patience_s: float
 ) -> Standstills:
     """What is known at `now_s`, `last_tick_s` after the tick before.
 
@@ -40,13 +53,13 @@ def with_latest(
         last_tick_s: when time was looked at last.
         usual_s: ticks may be so far apart; it counts as time in which the coordinator heard, so that one that is
             always late still finds who is silent.
-        lease_ttl_s: who was last heard of before so much of such time has lost its lease, whatever came before that.
+        patience_s: nobody's silence is waited for any longer than so much of such time, whatever came before that.
     """
     if now_s - last_tick_s > usual_s:
         standstills = (*standstills, Standstill(last_tick_s + usual_s, now_s))
     elif not standstills:
         return standstills
-    kept = tuple(known for known in standstills if _heard_s(standstills, now_s, known.ended_s) <= lease_ttl_s)
+    kept = tuple(known for known in standstills if _heard_s(standstills, now_s, known.ended_s) <= patience_s)
     return kept if len(kept) < len(standstills) else standstills
 
 

@@ -134,7 +134,7 @@ class WorkerLife:
     def lease(self, draft: Draft, worker: WorkerRecord) -> Lease:
         """How long it was not heard of."""
         report = draft.telemetry(worker.worker_id)
-        return self._monitor.lease(draft.now_s, worker, report, draft.lease_floor_s, draft.standstills)
+        return self._monitor.lease(draft.now_s, worker, report, draft.hearing)
 
     def lose(self, draft: Draft, worker: WorkerRecord, reason: str) -> WorkerRecord:
         """Its process is taken to be gone. If it is not, it has to be fenced when it comes back."""

@@ -147,5 +147,6 @@ class Ticks:
                 for after_s in (config.lease_ttl_s, config.lease_ttl_s + self._beat_s, config.stable_after_s):
                     yield group.serving_since_s + after_s
                 if group.stream.alive_since_s is None:
-                    yield group.stream.silent_since_s + config.lease_ttl_s + MARGIN_S
-                    yield self._coordinator.state.lease_floor_s + config.lease_ttl_s + MARGIN_S
+                    state = self._coordinator.state
+                    silent_s = max(group.stream.silent_since_s, state.lease_floor_s)
+                    yield silent_s + lost_s(state.standstills, silent_s) + config.lease_ttl_s + MARGIN_S

@@ -10,6 +10,7 @@ import pytest
 from ryzanstein_coordinator.group_record import Cause, EngineBounds, GroupRecord, Member, Phase
 from ryzanstein_coordinator.health_monitor import Fault, HealthMonitor
 from ryzanstein_coordinator.leader_stream import LeaderStream
+from ryzanstein_coordinator.standstills import Hearing
 from ryzanstein_coordinator.state import ClusterState
 from ryzanstein_coordinator.worker_record import FaultReport, Telemetry, WorkerRecord
 
@@ -34,7 +35,7 @@ def report(now_s: float = 100.0, **changes: object) -> Telemetry:
 
 
 def fault(reports: Mapping[str, Telemetry], group: GroupRecord = GROUP, now_s: float = 100.0) -> Fault | None:
-    return MONITOR.fault(now_s, group, WORKERS, reports, 0.0)
+    return MONITOR.fault(now_s, group, WORKERS, reports, Hearing())
 
 
 @pytest.mark.parametrize(
@@ -43,17 +44,17 @@ def fault(reports: Mapping[str, Telemetry], group: GroupRecord = GROUP, now_s: f
 def test_silence_makes_a_suspect_and_then_ends_the_lease(
     silent_s: float, suspect: bool, expired: bool
 ) -> None:
-    lease = MONITOR.lease(100.0 + silent_s, WORKERS["w0"], report(100.0), 0.0)
+    lease = MONITOR.lease(100.0 + silent_s, WORKERS["w0"], report(100.0), Hearing())
     assert (lease.suspect, lease.expired) == (suspect, expired)
 
 
 def test_a_lease_begins_with_the_registration() -> None:
-    assert MONITOR.lease(0.5, WORKERS["w0"], None, 0.0).age_s == 0.5
-    assert MONITOR.lease(1.5, WORKERS["w0"], None, 0.0).expired
+    assert MONITOR.lease(0.5, WORKERS["w0"], None, Hearing()).age_s == 0.5
+    assert MONITOR.lease(1.5, WORKERS["w0"], None, Hearing()).expired
 
 
 def test_silence_while_the_coordinator_stood_still_proves_nothing() -> None:
-    assert not MONITOR.lease(160.0, WORKERS["w0"], report(100.0), floor_s=159.9).suspect
+    assert not MONITOR.lease(160.0, WORKERS["w0"], report(100.0), Hearing(159.9)).suspect
     assert MONITOR.stood_still(160.0, last_tick_s=100.0)
     assert not MONITOR.stood_still(100.05, last_tick_s=100.0)
 

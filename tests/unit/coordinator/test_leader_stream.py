@@ -5,12 +5,14 @@ from __future__ import annotations
 from ryzanstein_coordinator import events
 from ryzanstein_coordinator.group_record import Cause
 from ryzanstein_coordinator.leader_stream import LeaderStream
+from ryzanstein_coordinator.standstills import Hearing, Standstill
 
 from .cluster_builders import configuration
 from .simulated_cluster import SimulatedCluster
 from .test_control_plane import recovery_of, serving
 
 NEW = LeaderStream(silent_since_s=100.0)
+ALWAYS = Hearing()
 
 
 def test_breaks_count_until_the_stream_has_lasted() -> None:
@@ -25,36 +27,40 @@ def test_breaks_count_until_the_stream_has_lasted() -> None:
 
 
 def test_only_the_leaders_answer_is_a_sign_of_life() -> None:
-    assert NEW.silent_s(103.0, 0.0) == 3.0
-    assert NEW.silent_s(103.0, floor_s=102.5) == 0.5, "before that the coordinator stood still"
+    assert NEW.silent_s(103.0, ALWAYS) == 3.0
+    assert NEW.silent_s(103.0, Hearing(102.5)) == 0.5, "before that the coordinator did not run"
+    paused = Hearing(standstills=(Standstill(101.0, 102.5),))
+    assert NEW.silent_s(103.0, paused) == 1.5, "nobody could be heard meanwhile"
+    assert not NEW.fault(103.0, paused, patience_s=2.0)
+    assert NEW.fault(103.6, paused, patience_s=2.0)
     alive = NEW.alive(103.0)
     assert alive.alive(104.0) is alive
-    assert alive.silent_s(200.0, 0.0) == 0.0
+    assert alive.silent_s(200.0, ALWAYS) == 0.0
 
 
 def test_one_break_is_no_reason_to_doubt_and_two_are() -> None:
     alive = NEW.alive(100.0)
     once = alive.broken(110.0)
-    assert once.takes_requests(110.1, 0.0, tolerance_s=0.5)
-    assert not once.takes_requests(110.6, 0.0, tolerance_s=0.5)
+    assert once.takes_requests(110.1, ALWAYS, tolerance_s=0.5)
+    assert not once.takes_requests(110.6, ALWAYS, tolerance_s=0.5)
     twice = once.broken(110.2)
-    assert not twice.takes_requests(110.2, 0.0, tolerance_s=0.5)
+    assert not twice.takes_requests(110.2, ALWAYS, tolerance_s=0.5)
     again = twice.alive(110.3)
-    assert not again.takes_requests(110.4, 0.0, tolerance_s=0.5)
-    assert again.takes_requests(112.3, 0.0, tolerance_s=0.5)
+    assert not again.takes_requests(110.4, ALWAYS, tolerance_s=0.5)
+    assert again.takes_requests(112.3, ALWAYS, tolerance_s=0.5)
 
 
 def test_tokens_that_flow_show_that_a_stream_lasts() -> None:
     """Ready as soon as it can: two breaks in a row, and tokens on the stream that came then."""
     broken = NEW.alive(100.0).broken(100.1).alive(100.2).broken(100.3)
     taken = broken.alive(100.4)
-    assert not taken.takes_requests(100.5, 0.0, tolerance_s=0.5)
+    assert not taken.takes_requests(100.5, ALWAYS, tolerance_s=0.5)
     flowing = taken.alive(100.5, flows=True)
-    assert flowing.takes_requests(100.5, 0.0, tolerance_s=0.5)
+    assert flowing.takes_requests(100.5, ALWAYS, tolerance_s=0.5)
     again = flowing.broken(100.6)
-    assert not again.takes_requests(100.7, 0.0, tolerance_s=0.5), "that was another stream"
+    assert not again.takes_requests(100.7, ALWAYS, tolerance_s=0.5), "that was another stream"
     assert again.breaks == 3, "one that breaks after every token is a fault all the same"
-    assert not again.alive(100.8).takes_requests(100.8, 0.0, tolerance_s=0.5)
+    assert not again.alive(100.8).takes_requests(100.8, ALWAYS, tolerance_s=0.5)
 
 
 def test_tokens_of_a_stream_that_nobody_doubts_change_nothing() -> None:
