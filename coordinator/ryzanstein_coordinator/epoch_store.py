@@ -1,5 +1,5 @@
-"""What must survive the coordinator: the highest epoch that may have been announced, who held which rank, and how
-long their streams may be.
+"""What must survive the coordinator: the highest epoch that may have been announced, who held which rank, how they
+computed, and how long their streams may be.
 
 SQLite with a write-ahead log and `synchronous=FULL`: when `commit` returns, the number is on the disk.
 """
@@ -26,6 +26,9 @@ CREATE TABLE IF NOT EXISTS members (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS promises (
     group_id TEXT PRIMARY KEY, max_model_len INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS computing (
+    group_id TEXT PRIMARY KEY, instructions TEXT NOT NULL
 ) WITHOUT ROWID;
 """
 _FILE = "coordinator.sqlite3"
@@ -89,10 +92,15 @@ class EpochStore:
         return int(highest)
 
     def remember(
-        self, group_id: str, epoch: int, members: tuple[Member, ...], max_model_len: int = 0
+        self,
+        group_id: str,
+        epoch: int,
+        members: tuple[Member, ...],
+        max_model_len: int = 0,
+        computing: str = "",
     ) -> None:
-        """Stores who holds the ranks of a group, instead of who held them before, and how many tokens its streams
-        may have.
+        """Stores who holds the ranks of a group, instead of who held them before, how they compute
+        (`WorkerRecord.computing`), and how many tokens its streams may have.
 
         Raises:
             StoreError: it could not be written.
@@ -106,6 +114,9 @@ class EpochStore:
                     self._connection.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?)", rows)
                     self._connection.execute(
                         "INSERT OR REPLACE INTO promises VALUES (?, ?)", (group_id, max_model_len)
+                    )
+                    self._connection.execute(
+                        "INSERT OR REPLACE INTO computing VALUES (?, ?)", (group_id, computing)
                     )
                     self._connection.execute("COMMIT")
                 except BaseException:
@@ -127,6 +138,14 @@ class EpochStore:
         """By group: how many tokens its streams may have; 0: not known."""
         with self._lock:
             return dict(self._connection.execute("SELECT group_id, max_model_len FROM promises"))
+
+    def computing(self) -> str:
+        """How the ranks that held groups last computed; all groups compute alike. Empty: not known."""
+        with self._lock:
+            found = self._connection.execute(
+                "SELECT instructions FROM computing WHERE instructions <> '' ORDER BY group_id LIMIT 1"
+            ).fetchone()
+        return "" if found is None else str(found[0])
 
     def close(self) -> None:
         """Nothing can be stored any more."""

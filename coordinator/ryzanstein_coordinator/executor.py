@@ -79,7 +79,7 @@ class Executor:
             case actions.CommitEpoch():
                 self._start(self._commit(action.epoch), f"commit-{action.epoch}", self._writes)
             case actions.RememberMembers():
-                self._start(self._remember(action), f"remember-{action.epoch}", self._writes)
+                self._start(self._remember(action, state), f"remember-{action.epoch}", self._writes)
             case actions.LoadShard():
                 self._calls.load(action)
             case actions.AbortWorker():
@@ -134,10 +134,12 @@ class Executor:
         else:
             self._emit(events.EpochCommitted(durable))
 
-    async def _remember(self, action: actions.RememberMembers) -> None:
+    async def _remember(self, action: actions.RememberMembers, state: ClusterState) -> None:
         """Only a preference of a later start: a group serves without it."""
         loop = asyncio.get_running_loop()
-        arguments = (action.group_id, action.epoch, action.members, action.max_model_len)
+        leader = state.workers.get(action.members[0].worker_id)
+        computing = "" if leader is None else leader.computing
+        arguments = (action.group_id, action.epoch, action.members, action.max_model_len, computing)
         try:
             await loop.run_in_executor(self._disk, self._store.remember, *arguments)
         except StoreError as error:

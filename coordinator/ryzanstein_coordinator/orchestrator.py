@@ -81,6 +81,9 @@ class MultiGPUOrchestrator:
         )
         self._executor = Executor(self._workers, self._calls, store, self._loop.happened)
         self._streams = 0
+        # Who held the ranks is given its lease to come back, as groups give it.
+        self._computing = store.computing()
+        self._members_by_s = clock() + config.lease_ttl_s
 
     # --- life
 
@@ -121,8 +124,9 @@ class MultiGPUOrchestrator:
             StatusError: it can't be taken; see `registration.examine`.
         """
         try:
-            equal_bits = self.config.reproducible
-            worker = examine(self._clock(), self.state, request, equal_bits=equal_bits)
+            now_s, equal_bits = self._clock(), self.config.reproducible
+            before = self._computing if now_s < self._members_by_s else ""
+            worker = examine(now_s, self.state, request, equal_bits=equal_bits, before=before)
             self._workers.open(worker)
         except StatusError as error:
             log.warning("worker_refused", worker=request.worker_id, host=request.host, reason=error.message)

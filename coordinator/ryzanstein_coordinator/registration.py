@@ -24,22 +24,27 @@ _REPLACED_LIMIT = 8
 
 
 def examine(
-    now_s: float, state: ClusterState, request: cluster_pb2.RegisterRequest, *, equal_bits: bool = True
+    now_s: float,
+    state: ClusterState,
+    request: cluster_pb2.RegisterRequest,
+    *,
+    equal_bits: bool = True,
+    before: str = "",
 ) -> WorkerRecord:
     """The record of the worker as it begins anew or comes back.
 
     Args:
         equal_bits: whichever workers hold the ranks, a request has to give the same tokens.
+        before: how the ranks computed before this coordinator started, while they are waited for; empty: not known,
+            or waited for no longer.
 
     Raises:
         StatusError: INVALID_ARGUMENT for a request that makes no sense; FAILED_PRECONDITION for a worker that
             can never serve here: other versions, an id that another process has taken over, or a CPU that does
-            not compute with the instructions of the others.
+            not compute as the others do; UNAVAILABLE if it does not compute as the ranks did `before`.
     """
     _check_fields(request)
     _check_versions(request)
-    if equal_bits:
-        _check_instructions(state, request)
     known = state.workers.get(request.worker_id)
     if known is not None and request.incarnation in known.replaced:
         raise _refused(
@@ -69,6 +74,8 @@ def examine(
         cpu_threads=request.cpu_threads,
         seen_epoch=request.highest_epoch,
     )
+    if equal_bits:
+        _check_computing(state, record, before)
     if known is None:
         return record
     if known.incarnation != request.incarnation:
@@ -131,23 +138,26 @@ def _check_versions(request: cluster_pb2.RegisterRequest) -> None:
             )
 
 
-def _check_instructions(state: ClusterState, request: cluster_pb2.RegisterRequest) -> None:
-    """Ranks of one CPU may still compute differently: Linux may refuse AMX to a process, a library may not be built."""
-    theirs = request.device.instructions
+def _check_computing(state: ClusterState, record: WorkerRecord, before: str) -> None:
+    """Ranks of one CPU may still compute differently: Linux may refuse AMX to a process, a library may be missing, and
+    some sums depend on the number of threads.
+    """
+    theirs = record.computing
+    if not theirs:
+        return
     for other in state.workers.values():
-        ours = other.device.instructions
-        if (
-            not theirs
-            or not ours
-            or theirs == ours
-            or not other.alive
-            or other.worker_id == request.worker_id
-        ):
-            continue
-        raise _refused(
-            f"{request.worker_id} on {request.host} computes with {theirs}, but {other.worker_id} on {other.host} "
-            f"with {ours}: the same request would give other tokens when a rank moves; give all workers the same "
-            "processors, packages and sandbox, or start the coordinator with --no-reproducible"
+        if other.alive and other.worker_id != record.worker_id and other.computing not in ("", theirs):
+            raise _refused(
+                f"{record.worker_id} on {record.host} computes with {theirs}, but {other.worker_id} on {other.host} "
+                f"with {other.computing}: the same request would give other tokens when a rank moves; give all "
+                "workers the same processors, packages, sandbox and --cpu-threads, or start the coordinator with "
+                "--no-reproducible"
+            )
+    if before not in ("", theirs):
+        raise StatusError(
+            grpc.StatusCode.UNAVAILABLE,
+            f"{record.worker_id} on {record.host} computes with {theirs}, but the ranks with {before} until the "
+            "coordinator was restarted: they are waited for first",
         )
 
 

@@ -114,6 +114,12 @@ class WorkerRecord:
     failed_reason: str = ""
 
     @property
+    def computing(self) -> str:
+        """All that its sums depend on besides their terms; empty: not known."""
+        instructions = self.device.instructions
+        return f"{instructions}, --cpu-threads {self.cpu_threads}" if instructions else ""
+
+    @property
     def shards(self) -> tuple[Shard, ...]:
         """All that it holds."""
         return self.others if self.shard is None else (self.shard, *self.others)

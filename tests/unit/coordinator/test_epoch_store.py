@@ -63,6 +63,18 @@ def test_what_streams_were_promised_is_there_for_the_next_coordinator(tmp_path: 
     second.close()
 
 
+def test_how_the_ranks_computed_is_there_for_the_next_coordinator(tmp_path: Path) -> None:
+    first = EpochStore(tmp_path)
+    assert first.computing() == ""
+    first.remember("g0", 3, MEMBERS, 4096, "AVX512, AMX, --cpu-threads 1")
+    first.close()
+    second = EpochStore(tmp_path)
+    assert second.computing() == "AVX512, AMX, --cpu-threads 1"
+    second.remember("g0", 4, MEMBERS, 4096, "AVX512, --cpu-threads 1")
+    assert second.computing() == "AVX512, --cpu-threads 1"
+    second.close()
+
+
 def test_commits_are_written_through_to_the_disk(tmp_path: Path) -> None:
     store = EpochStore(tmp_path)
     connection = store._connection

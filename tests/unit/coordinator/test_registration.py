@@ -50,9 +50,9 @@ def test_other_versions_are_refused_with_both_numbers(version: str) -> None:
     assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
 
 
-def computing_with(instructions: str) -> cluster_pb2.RegisterRequest:
+def computing_with(instructions: str, threads: int = 0) -> cluster_pb2.RegisterRequest:
     device = cluster_pb2.Device(name="cpu", kind="cpu", total_bytes=GIB, instructions=instructions)
-    return request(worker_id="w1", incarnation="w1-1", device=device)
+    return request(worker_id="w1", incarnation="w1-1", device=device, cpu_threads=threads)
 
 
 def test_a_worker_that_computes_with_other_instructions_is_refused_where_tokens_have_to_be_the_same() -> None:
@@ -60,15 +60,33 @@ def test_a_worker_that_computes_with_other_instructions_is_refused_where_tokens_
     state = ClusterState(workers={"w0": there})
     assert examine(0.0, state, computing_with("AVX512, AMX")).device.instructions == "AVX512, AMX"
     with pytest.raises(
-        StatusError, match=r"w1 on alpha computes with AVX512, but w0 on .* with AVX512, AMX"
+        StatusError,
+        match=r"w1 on alpha computes with AVX512, --cpu-threads 0, but w0 on .* with AVX512, AMX, --cpu-threads 0",
     ) as caught:
         examine(0.0, state, computing_with("AVX512"))
     assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
     assert "--no-reproducible" in caught.value.message
     assert examine(0.0, state, computing_with("AVX512"), equal_bits=False).worker_id == "w1"
     assert examine(0.0, state, computing_with("")).worker_id == "w1", "an older release does not say"
+    with pytest.raises(StatusError, match="AVX512, AMX, --cpu-threads 2"):
+        examine(0.0, state, computing_with("AVX512, AMX", threads=2))
     gone = ClusterState(workers={"w0": replace(there, lost_reason="killed")})
     assert examine(0.0, gone, computing_with("AVX512")).worker_id == "w1"
+
+
+def test_who_computes_otherwise_waits_for_the_ranks_of_before_the_restart() -> None:
+    before = "AVX512, AMX, --cpu-threads 1"
+    with pytest.raises(StatusError, match="w1 on alpha computes with AVX512, --cpu-threads 1") as caught:
+        examine(0.0, ClusterState(), computing_with("AVX512", threads=1), before=before)
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE, "it asks again"
+    for text in ("AVX512, AMX", ""):
+        assert examine(0.0, ClusterState(), computing_with(text, threads=1), before=before).worker_id == "w1"
+    assert (
+        examine(
+            0.0, ClusterState(), computing_with("AVX512", threads=1), equal_bits=False, before=before
+        ).worker_id
+        == "w1"
+    )
 
 
 @pytest.mark.parametrize(
