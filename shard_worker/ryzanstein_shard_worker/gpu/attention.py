@@ -54,7 +54,8 @@ class DecodeAttention(Protocol):
         """What the layers call, inside of what is captured."""
 
     def plan(self, context_len: Tensor, block_table: Tensor) -> None:
-        """Before each replay, with the rows [B] and [B, W] as they are on the host; waits for nothing."""
+        """Before each replay, with the rows [B] and [B, W] as they are on the host; waits for no step but, at most, for
+        the copies of the plan before."""
 
 
 class DeviceAttention(Protocol):

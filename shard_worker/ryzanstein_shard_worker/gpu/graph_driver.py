@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,13 +28,40 @@ class GraphDriver(Protocol):
         """Runs it to warm up, then captures it. Its inputs must stay where they are."""
 
 
+class GraphPool:
+    """Which pool of memory the next graph goes into: that of the graphs that are alive, or a new one.
+
+    torch frees a pool with the last graph in it. What becomes of a handle after that is not documented, and its
+    allocator refuses some that were freed: so it is never used again.
+    """
+
+    def __init__(self, new_handle: Callable[[], Any]) -> None:
+        self._new_handle = new_handle
+        self._handle: Any = None
+        self._graphs = 0
+
+    def handle(self) -> Any:
+        """For the next capture."""
+        if self._graphs == 0:
+            self._handle = self._new_handle()
+        return self._handle
+
+    def captured(self) -> None:
+        """A graph is in the pool of `handle`."""
+        self._graphs += 1
+
+    def released(self) -> None:
+        """One of those graphs is gone."""
+        self._graphs -= 1
+
+
 class CudaGraphDriver:
     """CUDA graphs of one device. Graphs that share a pool must not run at the same time, and their results last until
     the next one is replayed: so the largest is to be captured first, and the others fit into its memory."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool = GraphPool(torch.cuda.graph_pool_handle)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def capture(self, run: Callable[[], Tensor]) -> Captured:
@@ -45,14 +72,17 @@ class CudaGraphDriver:
         current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads ask their events meanwhile, which is no part of what is captured.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        pool = self._pool.handle()
+        with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
             output = run()
-        return _CudaGraph(graph, output)
+        self._pool.captured()
+        return _CudaGraph(graph, output, self._pool)
 
 
 class _CudaGraph:
-    def __init__(self, graph: torch.cuda.CUDAGraph, output: Tensor) -> None:
+    def __init__(self, graph: torch.cuda.CUDAGraph, output: Tensor, pool: GraphPool) -> None:
         self._graph: torch.cuda.CUDAGraph | None = graph
+        self._pool = pool
         self.output = output
 
     def replay(self) -> None:
@@ -63,6 +93,7 @@ class _CudaGraph:
         graph, self._graph = self._graph, None
         if graph is not None:
             graph.reset()
+            self._pool.released()
 
 
 class RepeatingDriver:

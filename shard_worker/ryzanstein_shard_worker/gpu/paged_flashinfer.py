@@ -16,6 +16,7 @@ from torch import Tensor
 from ..kv_pool import KVPool, StepLayout
 from ..native.attention import Attend
 from .attention import DecodeRows, ModelAttention, Plan, dense_rows, split_pages, token_slots
+from .staging import LastCopy
 
 #: What FlashInfer asks for the parts of split keys.
 WORKSPACE_BYTES = 128 << 20
@@ -39,12 +40,14 @@ class FlashInferAttention:
             window: library.BatchPrefillWithPagedKVCacheWrapper(self._workspace, "NHD")
             for window in self._windows
         }
+        self._prefill_copied = LastCopy(pool.device)
 
     def prepare(self, layout: StepLayout) -> Plan:
         _, slots = token_slots(layout, self._pool.block_size)
 
         def bind(there: Sequence[Tensor]) -> Attend:
             indptr, indices, last = page_lists(layout.context_len, layout.block_table, self._pool.block_size)
+            self._prefill_copied.wait()
             for window, wrapper in self._prefill.items():
                 wrapper.plan(
                     layout.query_start,
@@ -62,6 +65,7 @@ class FlashInferAttention:
                     kv_data_type=self._pool.dtype,
                     disable_split_kv=self._model.reproducible,
                 )
+            self._prefill_copied.record()
             return self._attend(there[0], self._prefill)
 
         return Plan([slots], bind)
@@ -84,8 +88,11 @@ class FlashInferAttention:
         return _Decoding(self._attend(rows.slots, wrappers), self._planner(wrappers))
 
     def _planner(self, wrappers: dict[int | None, Any]) -> Callable[[Tensor, Tensor], None]:
+        copied = LastCopy(self._pool.device)
+
         def plan(context_len: Tensor, block_table: Tensor) -> None:
             indptr, indices, last = page_lists(context_len, block_table, self._pool.block_size)
+            copied.wait()
             for window, wrapper in wrappers.items():
                 wrapper.plan(
                     indptr,
@@ -101,6 +108,7 @@ class FlashInferAttention:
                     sm_scale=self._model.scale,
                     disable_split_kv=self._model.reproducible,
                 )
+            copied.record()
 
         return plan
 

@@ -11,6 +11,25 @@ from torch import Tensor
 _SLOTS = 4
 
 
+class LastCopy:
+    """The last asynchronous copy out of a page-locked buffer. Where nothing is page-locked nobody waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device if device.type == "cuda" else None
+        self._event: torch.cuda.Event | None = None
+
+    def wait(self) -> None:
+        """Until the copy has read the buffer: then it may be written."""
+        if self._event is not None:
+            self._event.synchronize()
+
+    def record(self) -> None:
+        """After a copy was launched on the current stream."""
+        if self._device is not None:
+            self._event = self._event or torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(self._device))
+
+
 class Staging:
     """Page-locked buffers that are used in turn. int32 only: ids, positions, slots and lengths fit."""
 
@@ -18,26 +37,22 @@ class Staging:
         self._device = device
         self._pinned = device.type == "cuda"
         self._buffers = [torch.empty(0, dtype=torch.int32)] * _SLOTS
-        self._copied: list[torch.cuda.Event | None] = [None] * _SLOTS
+        self._copied = [LastCopy(device) for _ in range(_SLOTS)]
         self._next = 0
 
     def send(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """int32 tensors on the CPU → the same on the device, as views of one buffer. They may be changed on return."""
         slot, self._next = self._next, (self._next + 1) % _SLOTS
         total = sum(part.numel() for part in parts)
-        event = self._copied[slot]
-        if event is not None:
-            event.synchronize()  # of four steps ago: it has long been reached
+        copied = self._copied[slot]
+        copied.wait()  # of four steps ago: it has long been reached
         if self._buffers[slot].numel() < total:
             self._buffers[slot] = torch.empty(2 * total, dtype=torch.int32, pin_memory=self._pinned)
         staged = self._buffers[slot][:total]
         torch.cat([part.reshape(-1) for part in parts], out=staged)
         there = torch.empty(total, dtype=torch.int32, device=self._device)
         there.copy_(staged, non_blocking=True)
-        if self._pinned:
-            event = event or torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record(torch.cuda.current_stream(self._device))
-            self._copied[slot] = event
+        copied.record()
         views = there.split_with_sizes([part.numel() for part in parts])
         return [view.view(part.shape) for view, part in zip(views, parts, strict=True)]
 
@@ -51,19 +66,15 @@ class FixedStaging:
         pinned = device.type == "cuda"
         self._host = torch.zeros(total, dtype=torch.int32, pin_memory=pinned)
         self._there = torch.zeros(total, dtype=torch.int32, device=device)
-        self._stream_device = device if pinned else None
-        self._copied: torch.cuda.Event | None = None
+        self._copied = LastCopy(device)
         self.host = list(self._host.split_with_sizes(list(sizes)))
         self.device = list(self._there.split_with_sizes(list(sizes)))
 
     def wait(self) -> None:
         """Until `host` may be written: the copy before has read it."""
-        if self._copied is not None:
-            self._copied.synchronize()
+        self._copied.wait()
 
     def send(self) -> None:
         """One copy, behind what was launched before on this stream."""
         self._there.copy_(self._host, non_blocking=True)
-        if self._stream_device is not None:
-            self._copied = self._copied or torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record(torch.cuda.current_stream(self._stream_device))
+        self._copied.record()
