@@ -131,8 +131,9 @@ class Ticks:
             yield from self._of(group)
         for run in world.runs:
             if run.blocked_since_s is not None:
-                yield run.blocked_since_s + config.progress_deadline_s
-                yield run.last_step_s + config.progress_deadline_s
+                for since_s in (run.blocked_since_s, run.last_step_s):
+                    yield since_s + config.progress_deadline_s
+                    yield since_s + config.progress_deadline_s + self._beat_s  # when it is told of
 
     def _of(self, group: GroupRecord) -> Iterator[float]:
         config = self._coordinator.config
