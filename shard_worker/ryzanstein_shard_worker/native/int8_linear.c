@@ -28,19 +28,18 @@ RZ_EXPORT void rz_int8_linear_tile(int8_t *tiles, const int8_t *weight, int64_t 
 #endif
 }
 
-RZ_EXPORT int64_t rz_int8_linear_scratch_bytes(int64_t rows, int64_t out_features, int64_t in_features)
+/* 0, or -1: out of memory. */
+RZ_EXPORT int32_t rz_int8_linear(const struct rz_int8_linear *call)
 {
 #if RZ_HAS_AMX
-    return rz_int8_linear_amx_scratch_bytes(rows, out_features, in_features);
-#else
+    if (call->rows < 1) /* a tile has one row at least */
+        return 0;
+    char *scratch = rz_linear_scratch(rz_int8_linear_scratch_bytes(call));
+    if (!scratch)
+        return -1;
+    rz_int8_linear_amx(call, scratch);
     return 0;
-#endif
-}
-
-RZ_EXPORT void rz_int8_linear(const struct rz_int8_linear *call)
-{
-#if RZ_HAS_AMX
-    if (call->rows > 0) /* a tile has one row at least */
-        rz_int8_linear_amx(call);
+#else
+    return -1;
 #endif
 }

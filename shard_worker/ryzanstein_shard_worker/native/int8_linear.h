@@ -12,12 +12,12 @@
  * is 0. in_features is a multiple of 64. */
 struct rz_int8_linear {
     void *out;           /* contiguous, of `dtype` */
-    const int8_t *x;     /* contiguous */
+    const int8_t *x;
     const int8_t *tiles; /* at a multiple of 64 bytes */
     const float *row_scales;
     const float *feature_scales;
     const void *bias; /* of `dtype`; NULL: none */
-    char *scratch;    /* rz_int8_linear_scratch_bytes, at a multiple of 64 bytes */
+    int64_t x_stride; /* elements from row to row */
     int64_t rows, out_features, in_features;
     int32_t dtype; /* enum rz_elementwise_dtype */
 };
@@ -26,7 +26,7 @@ enum { RZ_INT8_GROUP = 32, RZ_INT8_STEP = 64 /* inputs of one product of tiles *
 
 int32_t rz_attention_isa(void);
 
-RZ_HIDDEN void rz_int8_linear_amx(const struct rz_int8_linear *call);
-RZ_HIDDEN int64_t rz_int8_linear_amx_scratch_bytes(int64_t rows, int64_t out_features, int64_t in_features);
+RZ_HIDDEN void rz_int8_linear_amx(const struct rz_int8_linear *call, char *scratch);
+RZ_HIDDEN size_t rz_int8_linear_scratch_bytes(const struct rz_int8_linear *call);
 
 #endif

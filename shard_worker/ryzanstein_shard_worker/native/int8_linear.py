@@ -19,10 +19,10 @@ STEP = 64  # RZ_INT8_STEP
 class Call(ctypes.Structure):
     """struct rz_int8_linear, which says what each field means."""
 
-    _POINTERS = ("out", "x", "tiles", "row_scales", "feature_scales", "bias", "scratch")
+    _POINTERS = ("out", "x", "tiles", "row_scales", "feature_scales", "bias")
     _fields_: ClassVar = [
         *((name, ctypes.c_void_p) for name in _POINTERS),
-        *((name, ctypes.c_int64) for name in ("rows", "out_features", "in_features")),
+        *((name, ctypes.c_int64) for name in ("x_stride", "rows", "out_features", "in_features")),
         ("dtype", ctypes.c_int32),
     ]
 
@@ -33,11 +33,9 @@ class NativeInt8Linear:
     def __init__(self, library: ctypes.CDLL) -> None:
         pointer, size = ctypes.c_void_p, ctypes.c_int64
         self.run = library.rz_int8_linear
-        self.run.restype, self.run.argtypes = None, [ctypes.POINTER(Call)]
+        self.run.restype, self.run.argtypes = ctypes.c_int32, [ctypes.POINTER(Call)]
         self._tile = library.rz_int8_linear_tile
         self._tile.restype, self._tile.argtypes = None, [pointer, pointer, size, size]
-        self._scratch_bytes = library.rz_int8_linear_scratch_bytes
-        self._scratch_bytes.restype, self._scratch_bytes.argtypes = size, [size, size, size]
 
     @staticmethod
     def supports(in_features: int, dtype: torch.dtype) -> bool:
@@ -53,11 +51,6 @@ class NativeInt8Linear:
         """weight int8 [N, K], contiguous → `tiles` of `tiles_bytes`, at a multiple of 64 bytes."""
         self._tile(tiles.data_ptr(), weight.data_ptr(), *weight.shape)
 
-    @functools.lru_cache(maxsize=4096)  # noqa: B019 - there is one of these objects in a process
-    def scratch_bytes(self, rows: int, out_features: int, in_features: int) -> int:
-        """What a call needs beside its operands."""
-        return int(self._scratch_bytes(rows, out_features, in_features))
-
 
 class Int8TilesProduct:
     """x int8 [R, K], scales [R] → float(x @ weight.T) * feature scales * scales + bias [R, N], for one thread."""
@@ -69,27 +62,27 @@ class Int8TilesProduct:
         Args:
             tiles: of the weight; scales: float32 [N], of its output features; shape: (N, K).
         """
-        self._native, self._held = native, (tiles, scales)
+        self._run, self._held = native.run, (tiles, scales)
         self._features, self._inputs = shape
         self._call = Call(
             tiles=tiles.data_ptr(),
             feature_scales=scales.data_ptr(),
+            x_stride=shape[1],
             out_features=shape[0],
             in_features=shape[1],
         )
         self._reference = ctypes.byref(self._call)
 
     def __call__(self, x: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """`x` and `scales` as `quantize_rows` gives them, `bias` [N] contiguous and of the output's `dtype`."""
+        """`x` and `scales` as `quantize_rows` gives them, `bias` [N] contiguous and of the output's `dtype`. Raises
+        MemoryError."""
         rows, call = x.shape[0], self._call
         out = torch.empty((rows, self._features), dtype=dtype)
-        scratch = torch.empty(
-            self._native.scratch_bytes(rows, self._features, self._inputs), dtype=torch.uint8
-        )
         call.out, call.x, call.row_scales = out.data_ptr(), x.data_ptr(), scales.data_ptr()
-        call.scratch, call.rows, call.dtype = scratch.data_ptr(), rows, DTYPES[dtype]
+        call.rows, call.dtype = rows, DTYPES[dtype]
         call.bias = None if bias is None else bias.data_ptr()
-        self._native.run(self._reference)
+        if self._run(self._reference) != 0:
+            raise MemoryError("no memory is left for the rows of a linear layer")
         return out
 
 

@@ -1,48 +1,5 @@
 /* The entries of linear.py: whether tiles can be used here, weights to tiles and back, the product. */
-#include <pthread.h>
-#include <stdlib.h>
-
 #include "linear.h"
-
-#if RZ_HAS_AMX
-static pthread_key_t scratch_key;
-static pthread_once_t scratch_once = PTHREAD_ONCE_INIT;
-
-struct scratch {
-    size_t bytes;
-    char *at;
-};
-
-static void free_scratch(void *held)
-{
-    free(((struct scratch *)held)->at);
-    free(held);
-}
-
-static void make_key(void) { pthread_key_create(&scratch_key, free_scratch); }
-
-/* Memory of this thread, at least so large, as long as the thread lives; NULL: there is none. */
-static char *scratch_of(size_t bytes)
-{
-    pthread_once(&scratch_once, make_key);
-    struct scratch *held = pthread_getspecific(scratch_key);
-    if (!held) {
-        held = calloc(1, sizeof *held);
-        if (!held)
-            return NULL;
-        pthread_setspecific(scratch_key, held);
-    }
-    if (held->bytes < bytes) {
-        free(held->at);
-        held->bytes = 0;
-        held->at = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
-        if (!held->at)
-            return NULL;
-        held->bytes = bytes;
-    }
-    return held->at;
-}
-#endif
 
 /* Whether this CPU has what the functions below need; ask it before the first of them. */
 RZ_EXPORT int32_t rz_linear_available(void)
@@ -76,7 +33,7 @@ RZ_EXPORT int32_t rz_linear(const struct rz_linear *call)
 #if RZ_HAS_AMX
     if (call->rows < 1) /* a tile has one row at least */
         return 0;
-    char *scratch = scratch_of(rz_linear_scratch_bytes(call));
+    char *scratch = rz_linear_scratch(rz_linear_scratch_bytes(call));
     if (!scratch)
         return -1;
     rz_linear_amx(call, scratch);

@@ -24,6 +24,10 @@ enum { RZ_LINEAR_GROUP = 32, RZ_LINEAR_STEP = 32 /* inputs of one product of til
 
 int32_t rz_attention_isa(void);
 
+/* Memory of this thread at a multiple of 4096 bytes, at least so large, as long as the thread lives; NULL: there is none.
+ * Every product of the thread uses the same. */
+RZ_HIDDEN char *rz_linear_scratch(size_t bytes);
+
 RZ_HIDDEN void rz_linear_amx(const struct rz_linear *call, char *scratch);
 RZ_HIDDEN size_t rz_linear_scratch_bytes(const struct rz_linear *call);
 RZ_HIDDEN void rz_linear_tile_amx(uint16_t *tiles, const uint16_t *weight, int64_t out_features, int64_t in_features);

@@ -160,6 +160,16 @@ def test_a_row_has_the_same_bits_in_every_batch(shape: tuple[int, int], dtype: t
     assert float((whole.double() - reference).norm() / reference.norm()) < 0.02
 
 
+def test_a_row_has_the_same_bits_where_long_rows_and_many_features_are_cut() -> None:
+    weight = random(8192 + 33, 4096 + 64, scale=0.02)  # one more than tiles take at once of each
+    linear = QuantizedWeight(weight.to(torch.bfloat16))
+    x = random(200, weight.shape[1], seed=1).to(torch.bfloat16)
+    with torch.inference_mode():
+        whole = linear(x)
+        for rows in (slice(0, 1), slice(150, 166), slice(190, 200)):
+            assert torch.equal(linear(x[rows]), whole[rows])
+
+
 def test_a_quantised_layer_counts_its_bytes_as_the_plan_does() -> None:
     layer = ColumnParallelLinear(128, 64, bias=True, handler=SingleHandler(), dtype=F32, device=CPU)
     layer.load(random(64, 128), random(64))

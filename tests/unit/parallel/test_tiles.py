@@ -42,6 +42,16 @@ def test_a_row_has_the_same_bits_in_every_batch(shape: tuple[int, int]) -> None:
 
 
 @needs_tiles
+def test_a_row_has_the_same_bits_where_long_rows_and_many_features_are_cut() -> None:
+    out_features, in_features = 8192 + 33, 2048 + 32  # one more than are taken at once of each
+    tiled = TiledWeight(weight_of(out_features, in_features))
+    x, bias = random(200, in_features, seed=1).to(BF16), random(out_features, seed=2).to(BF16)
+    whole = tiled(x, bias)
+    for rows in (slice(0, 1), slice(150, 166), slice(190, 200)):  # few rows are not cut
+        assert torch.equal(tiled(x[rows], bias), whole[rows])
+
+
+@needs_tiles
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rows", [1, 16, 33])
 def test_products_are_those_of_the_plain_weight(shape: tuple[int, int], rows: int) -> None:
