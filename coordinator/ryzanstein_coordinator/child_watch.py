@@ -12,6 +12,8 @@ import os
 import socket
 import struct
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 #: Counted, not timed: after this process (or all of the machine) stood still, what waits in the socket is read before
 #: the next count.
@@ -24,7 +26,7 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 class ChildWatch:
-    """Of one life of a child. Needs a running event loop."""
+    """Of one life of a child. Needs a running event loop. As a context manager it closes itself."""
 
     def __init__(self, watchdog_s: float) -> None:
         self.watchdog_s = watchdog_s
@@ -37,6 +39,14 @@ class ChildWatch:
         self._socket.bind("")
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._read)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     @property
     def environment(self) -> dict[str, str]:

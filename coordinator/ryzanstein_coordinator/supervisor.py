@@ -158,43 +158,51 @@ class Supervisor:
                 _signal(process, signal.SIGKILL)
 
     async def _run_once(self, child: Child, on_start: Callable[[int], Awaitable[None]] | None) -> int:
-        reader, writer = os.pipe()
-        watch = None if child.watchdog_s is None else ChildWatch(child.watchdog_s)
-        managed = {} if watch is None else watch.environment
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *child.arguments(),
-                stdin=asyncio.subprocess.DEVNULL if child.told is None else asyncio.subprocess.PIPE,
-                env={**os.environ, **child.environment, **managed, ANNOUNCE_FD: str(writer)},
-                pass_fds=(writer, *child.files),
-                # Ctrl-C goes to the parent alone, which then drains in order.
-                start_new_session=True,
-                preexec_fn=functools.partial(_die_with_parent, os.getpid()),
-            )
-        finally:
-            os.close(writer)
-        self._processes[child.name] = process
-        log.info("child_started", child=child.name, pid=process.pid)
-        if self._stops[child.name].is_set():  # told to stop while it was being started
-            _signal(process, signal.SIGKILL)
-        announced = asyncio.ensure_future(on_start(reader)) if on_start else None
-        telling = None if child.told is None else asyncio.create_task(_tell(process, child.told))
-        watching = None if watch is None else asyncio.create_task(_end_hung(child.name, process, watch))
-        try:
-            return await process.wait()
-        finally:
-            self._change()
-            if telling is not None:
-                telling.cancel()
-            if watch is not None and watching is not None:
-                watching.cancel()
-                watch.close()
-            if announced is not None:
-                await asyncio.wait({announced}, timeout=_LAST_WORDS_S)
-                announced.cancel()
-                await asyncio.gather(announced, return_exceptions=True)
-            os.close(reader)
+        with contextlib.ExitStack() as opened:  # closed even if the child can't be started
+            reader, writer = os.pipe()
+            opened.callback(os.close, reader)
+            try:
+                watch = None
+                if child.watchdog_s is not None:
+                    watch = opened.enter_context(ChildWatch(child.watchdog_s))
+                process = await _spawn(child, writer, watch)
+            finally:
+                os.close(writer)  # the child has its own
+            self._processes[child.name] = process
+            log.info("child_started", child=child.name, pid=process.pid)
+            if self._stops[child.name].is_set():  # told to stop while it was being started
+                _signal(process, signal.SIGKILL)
+            announced = asyncio.ensure_future(on_start(reader)) if on_start else None
+            beside: list[asyncio.Task[None]] = []
+            if child.told is not None:
+                beside.append(asyncio.create_task(_tell(process, child.told)))
+            if watch is not None:
+                beside.append(asyncio.create_task(_end_hung(child.name, process, watch)))
+            try:
+                return await process.wait()
+            finally:
+                self._change()
+                for task in beside:
+                    task.cancel()
+                if announced is not None:
+                    await asyncio.wait({announced}, timeout=_LAST_WORDS_S)
+                    announced.cancel()
+                    await asyncio.gather(announced, return_exceptions=True)
+
+
+async def _spawn(child: Child, announces: int, watch: ChildWatch | None) -> asyncio.subprocess.Process:
+    """Starts it, with the end of the pipe that it announces on. Raises OSError."""
+    managed = {} if watch is None else watch.environment
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        *child.arguments(),
+        stdin=asyncio.subprocess.DEVNULL if child.told is None else asyncio.subprocess.PIPE,
+        env={**os.environ, **child.environment, **managed, ANNOUNCE_FD: str(announces)},
+        pass_fds=(announces, *child.files),
+        # Ctrl-C goes to the parent alone, which then drains in order.
+        start_new_session=True,
+        preexec_fn=functools.partial(_die_with_parent, os.getpid()),
+    )
 
 
 async def announcements(reader: int) -> AsyncIterator[str]:

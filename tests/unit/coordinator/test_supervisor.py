@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 import time
 from pathlib import Path
 
@@ -137,6 +138,19 @@ async def test_a_child_that_ends_before_it_can_be_told_is_not_waited_for() -> No
 
     gone = Child("child", lambda: ["-c", "raise SystemExit(3)"], {}, told=told)
     assert await asyncio.wait_for(Supervisor().keep(gone, is_final=lambda code: True), 20) == 3
+
+
+async def test_a_child_that_can_not_be_started_leaves_no_file_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_files() -> set[str]:
+        return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+
+    supervisor, watched = Supervisor(), Child("child", lambda: ["-c", ""], {}, watchdog_s=60.0)
+    await supervisor.keep(watched, is_final=lambda code: True)  # asyncio opens what it keeps
+    before = open_files()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(FileNotFoundError, match="/nowhere/python"):
+        await supervisor.keep(watched, is_final=lambda code: True)
+    assert open_files() == before
 
 
 _MANAGED = """
