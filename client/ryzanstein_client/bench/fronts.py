@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import calendar
+import contextlib
 import json
 import ssl
+import time
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +30,9 @@ SAMPLE = (
     "The quick brown fox jumps over the lazy dog. In 1984, 37 engineers (most of them young) wrote: "
     "'What we measure is what we get!' Zebras, quartz, and 260 boxes; how vexing? Yes & no: 5 + 8 = 13."
 )
+
+#: Of a refusal that does not say when to come back.
+_RETRY_AFTER_S = 0.1
 
 
 class RefusedError(Exception):
@@ -170,7 +177,7 @@ class HttpFront:
         try:
             async with self._client.stream("POST", path, json=body) as reply:
                 if reply.status_code == 429:
-                    raise RefusedError(float(reply.headers.get("retry-after", "0.1")))
+                    raise RefusedError(_retry_after_s(reply.headers.get("retry-after", ""), time.time()))
                 if reply.status_code != 200:
                     await reply.aread()
                     raise AnswerError(f"HTTP {reply.status_code}: {reply.text[:200]}")
@@ -205,6 +212,15 @@ def _chosen(name: str | None, offered: list[str]) -> str:
     if name is None or name not in offered:
         raise NotFound(f"there is no model {name!r}", hint=f"the server has {', '.join(offered) or 'none'}")
     return name
+
+
+def _retry_after_s(header: str, now_s: float) -> float:
+    """Seconds, or a date (RFC 9110, 10.2.3). `now_s`: Unix time."""
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(header))
+    with contextlib.suppress(ValueError, OverflowError):
+        return max(0.0, calendar.timegm(parsedate_to_datetime(header).utctimetuple()) - now_s)
+    return _RETRY_AFTER_S
 
 
 async def _read_events(reply: httpx.Response, arrived: Arrived) -> int:

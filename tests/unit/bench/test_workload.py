@@ -123,10 +123,31 @@ def test_another_servers_events_count_one_token_each_if_they_hold_text() -> None
     assert sent["path"] == "/v1/chat/completions"
 
 
-def test_a_full_queue_is_a_refusal_and_other_replies_are_failures() -> None:
+@pytest.mark.parametrize(
+    ("header", "after_s"),
+    [
+        ("2", 2.0),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 37.0),
+        ("Sunday, 06-Nov-94 08:49:37 GMT", 37.0),
+        ("Sun Nov  6 08:49:37 1994", 37.0),
+        ("Sun, 06 Nov 1994 08:48:00 GMT", 0.0),
+        ("Sun, 06 Nov 99999 08:49:37 GMT", 0.1),
+        ("soon", 0.1),
+        (None, 0.1),
+    ],
+)
+def test_a_refusal_says_in_seconds_or_by_a_date_when_to_come_back(
+    header: str | None, after_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ryzanstein_client.bench.fronts.time.time", lambda: 784111740.0)  # 08:49:00
     with pytest.raises(RefusedError) as refused:
-        ask(httpx.Response(429, headers={"retry-after": "2"}))
-    assert refused.value.retry_after_s == 2.0
+        ask(httpx.Response(429, headers={} if header is None else {"retry-after": header}))
+    assert refused.value.retry_after_s == after_s
+
+
+def test_a_full_queue_is_a_refusal_and_other_replies_are_failures() -> None:
+    with pytest.raises(RefusedError):
+        ask(httpx.Response(429))
     with pytest.raises(AnswerError, match="HTTP 503: away"):
         ask(httpx.Response(503, text="away"))
     failed = "event: error\n" + events((None, {"error": {"message": "a defect"}}))
