@@ -23,6 +23,7 @@ from ryzanstein_shard_worker.parallel import (
     VocabularyParallelHead,
 )
 from ryzanstein_shard_worker.parallel import int8_product as ways
+from ryzanstein_shard_worker.parallel import int8_rows as rows_module
 from ryzanstein_shard_worker.parallel.int8_product import (
     Int8Product,
     OneDnnProduct,
@@ -93,6 +94,15 @@ def test_a_rounded_row_is_within_half_a_step_of_the_row(size: int, seed: int, sc
     assert int(integers.abs().amax()) == 127  # the largest value uses all of the range
     error = (integers.double() * scales[:, None].double() - x.double()).abs()
     assert bool((error <= 0.5001 * scales[:, None]).all())
+
+
+def test_torch_rounds_block_by_block_as_it_rounds_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = rows_of_all_kinds(77, torch.float16)
+    one_by_one = [quantize_rows_by_torch(row[None]) for row in x]
+    monkeypatch.setattr(rows_module, "_BLOCK_NUMBERS", 2 * 77 + 1)  # nine rows: blocks of two, and one
+    integers, scales = quantize_rows_by_torch(x)
+    assert torch.equal(integers, torch.cat([one[0] for one in one_by_one]))
+    assert same(scales, torch.cat([one[1] for one in one_by_one]))
 
 
 def test_zeros_stay_zeros_and_what_is_not_finite_becomes_nan() -> None:
