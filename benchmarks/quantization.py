@@ -4,7 +4,8 @@
 
 The reference is float32 arithmetic on the checkpoint's own weights. Against it stand bfloat16 and `--quantization int8`
 as workers compute them, int8 with the head left in bfloat16, and int8 split over ranks, where a scale covers a rank's
-part of a weight and of an activation.
+part of a weight and of an activation. `--quantization fp8` is computed as it is defined, with sums in float32; GPUs sum
+in another order.
 
 - The bundled model on questions that training never saw, with their right answers: perplexity of the answers' tokens,
   how many answers greedy decoding gets right as a whole, the mean Kullback-Leibler divergence of the next token's
@@ -30,7 +31,7 @@ from tools.bundled_model.train import FOLDER
 from torch import Tensor
 from torch.nn import functional
 
-from ryzanstein.model_plan import INT8, UNQUANTIZED, open_checkpoint, read_model_config
+from ryzanstein.model_plan import FP8, INT8, UNQUANTIZED, open_checkpoint, read_model_config
 from ryzanstein_shard_worker.checkpoint import DistributedCheckpointLoader
 from ryzanstein_shard_worker.communication import CommunicationHandler, SingleHandler
 from ryzanstein_shard_worker.models import Decoder, build_model
@@ -71,6 +72,7 @@ def _but_the_head(module: str) -> str:
 REFERENCE = Variant("float32", torch.float32, _all(UNQUANTIZED))
 BFLOAT16 = Variant("bfloat16", torch.bfloat16, _all(UNQUANTIZED))
 EIGHT_BITS = Variant("int8", torch.bfloat16, _all(INT8))
+EIGHT_BIT_FLOATS = Variant("fp8", torch.bfloat16, _all(FP8))
 HEAD_IN_BFLOAT16 = Variant("int8, head in bfloat16", torch.bfloat16, _but_the_head)
 
 
@@ -196,6 +198,7 @@ def main() -> None:
     torch.set_num_threads(1)
     variants = [BFLOAT16, EIGHT_BITS, HEAD_IN_BFLOAT16]
     variants += [Variant(f"int8, {n} ranks", torch.bfloat16, _all(INT8), n) for n in options.ranks]
+    variants.append(EIGHT_BIT_FLOATS)
     directory = options.model or FOLDER
     texts = (
         bundled_texts(options.questions)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ryzanstein.model_plan import DTYPE_BYTES, INT8, INT8_ON_GPUS, QUANTIZATIONS, UNQUANTIZED
+from ryzanstein.model_plan import DTYPE_BYTES, QUANTIZATIONS, UNQUANTIZED, refusal
 from ryzanstein.tls import TlsFiles
 
 #: Tokens per KV block. The attention kernels, the ledger and the scheduler agree on it.
@@ -179,8 +179,9 @@ class OrchestratorConfig:
             raise ConfigError(
                 f"--quantization: {self.quantization!r} is not one of {', '.join(QUANTIZATIONS)}"
             )
-        if self.quantization == INT8 and self.device == "cuda":
-            raise ConfigError(f"--quantization: {INT8_ON_GPUS}")
+        refused = "" if self.device == "auto" else refusal(self.quantization, self.device, self.dtype)
+        if refused:
+            raise ConfigError(f"--quantization: {refused}")
 
     def _check_protected(self) -> None:
         missing = [] if self.tls.serves else ["--tls-cert-file and --tls-key-file"]

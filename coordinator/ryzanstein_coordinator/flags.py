@@ -31,7 +31,9 @@ def configuration(
     ] = "auto",
     quantization: Annotated[
         str,
-        typer.Option(help="none, or int8: weights in 8-bit integers, half the bytes of bfloat16; on CPUs"),
+        typer.Option(
+            help="none; int8 (on CPUs) or fp8 (on GPUs since Ada and Hopper): half of bfloat16's bytes"
+        ),
     ] = UNQUANTIZED,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="0 picks a free one")] = 50051,

@@ -59,7 +59,8 @@ def plan(
     max_num_seqs: Annotated[int, typer.Option(help="sequences that run at once")] = 64,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
     quantization: Annotated[
-        str, typer.Option(help="none, or int8, which is for CPUs: --gpu-memory is then each worker's memory")
+        str,
+        typer.Option(help="none, fp8, or int8, which is for CPUs: --gpu-memory is then a worker's memory"),
     ] = UNQUANTIZED,
     memory_utilization: Annotated[float, typer.Option(help="share of the memory to use, in (0, 1]")] = 0.9,
     as_json: Annotated[bool, typer.Option("--json", help="the ledger as JSON")] = False,

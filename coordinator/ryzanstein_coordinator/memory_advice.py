@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ryzanstein.model_plan import INT8, UNQUANTIZED, ModelConfig, tensor_parallel_sizes
+from ryzanstein.model_plan import FP8, INT8, UNQUANTIZED, ModelConfig, tensor_parallel_sizes
 
 from .config import BLOCK_SIZE, OrchestratorConfig
 from .memory_ledger import MIB, format_bytes
@@ -102,10 +102,15 @@ def _smaller_numbers(
 def _smaller_weights(
     config: OrchestratorConfig, model: ModelConfig, size: int, shares: tuple[DeviceShare, ...]
 ) -> str:
-    if config.quantization != UNQUANTIZED or any(share.kind != "cpu" for share in shares):
+    if config.quantization != UNQUANTIZED:
         return ""
-    fits = MemoryPlanner(replace(config, quantization=INT8), model).plan(size, shares).fits
-    return "--quantization int8 fits: linear layers' weights in 8-bit integers" if fits else ""
+    on_cpus = all(share.kind == "cpu" for share in shares)
+    changed = replace(config, device="auto", quantization=INT8 if on_cpus else FP8)
+    if not MemoryPlanner(changed, model).plan(size, shares).fits:
+        return ""
+    if on_cpus:
+        return "--quantization int8 fits: linear layers' weights in 8-bit integers"
+    return "--quantization fp8 fits: linear layers' weights in 8-bit floats, on GPUs since Ada and Hopper"
 
 
 def _more_ranks(

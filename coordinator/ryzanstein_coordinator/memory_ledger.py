@@ -4,7 +4,8 @@ With T = max_batched_tokens, R = max_num_seqs, N ranks, b bytes per element, hid
 I, vocabulary V, head size d, and a rank's hq query and hkv key-value heads:
 
     weights       every parameter of the rank, padding included; with --quantization int8 one byte for each
-                  element of a linear layer's weight and eight for each of its output features
+                  element of a linear layer's weight and eight for each of its output features; with fp8 one byte
+                  and four, and a tied head counts beside its embedding
     workspace     3·T·H·b          residual, normalised input and branch output
                   + T·H·4          the norm's sum in float32
                   + max(T·(2·hq + 4·hkv + hq)·d·b,  T·3·⌈I/N⌉·b)
@@ -14,6 +15,8 @@ I, vocabulary V, head size d, and a rank's hq query and hkv key-value heads:
                                    the rank's logits, then all ranks' in float32, then those without padding
                   + T·(max(H, hq·d, ⌈I/N⌉) + 4)  with --quantization int8: a layer's input in 8-bit integers with
                                    its scales; in float16 also T·2·⌈I/N⌉·4, a product before it is rounded
+                  + T·(max(H, hq·d, ⌈I/N⌉) + 4) + 64 MiB  with --quantization fp8: a layer's input in 8-bit floats with
+                                   its scales, and what rounding takes for a block of rows
                   + on GPUs 256 MiB        what attention needs beside the pages, whichever kind is chosen, and for
                                    captured steps the same formula with T = R = the largest size, which they share,
                                    and 16 MiB for each size
@@ -29,6 +32,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ryzanstein.model_plan import (
+    FP8,
     INT8,
     UNQUANTIZED,
     ModelConfig,
@@ -55,6 +59,8 @@ NCCL_BYTES = 256 * MIB
 SLOW_OPERATIONS_PER_S = {"cpu": 50e9, "cuda": 20e12}
 #: The most that any kind of attention takes beside the pages: gathered ones, or parts of split keys.
 GPU_ATTENTION_BYTES = 256 * MIB
+#: Rounding to 8-bit floats without Triton: a block of 4 Mi elements in float32, three times, and in 8 bits.
+FP8_ROUNDING_BYTES = 64 * MIB
 #: The driver's own memory for a captured step of some hundred kernels: a guess, not measured.
 GRAPH_BYTES = 16 * MIB
 RESERVE_SHARE = 0.03
@@ -96,11 +102,15 @@ def rank_needs(
 
     Raises ModelError if the model can't be split over `size` ranks.
     """
-    # On CPUs a tied head is packed: a second copy beside the embedding.
-    weights = weight_bytes_per_rank(model, size, dtype, packed=kind == "cpu", quantization=quantization)
+    # On CPUs, and rounded, a tied head is packed: a second copy beside the embedding.
+    packed = kind == "cpu" or quantization != UNQUANTIZED
+    weights = weight_bytes_per_rank(model, size, dtype, packed=packed, quantization=quantization)
     workspace = _workspace_bytes(model, size, dtype, max_batched_tokens, max_num_seqs)
     if quantization == INT8:
-        workspace += _int8_workspace_bytes(model, size, dtype, max_batched_tokens)
+        workspace += _rounded_input_bytes(model, size, max_batched_tokens)
+        workspace += _widened_bytes(model, size, dtype, max_batched_tokens)
+    if quantization == FP8:
+        workspace += _rounded_input_bytes(model, size, max_batched_tokens) + FP8_ROUNDING_BYTES
     if kind != "cpu":
         workspace += GPU_ATTENTION_BYTES
     if graph_sizes:
@@ -135,11 +145,15 @@ def _workspace_bytes(model: ModelConfig, size: int, dtype: str, tokens: int, row
     return streams + max(attention, mlp) + logits
 
 
-def _int8_workspace_bytes(model: ModelConfig, size: int, dtype: str, tokens: int) -> int:
+def _rounded_input_bytes(model: ModelConfig, size: int, tokens: int) -> int:
+    """A layer's input in 8 bits, with its scales."""
     inner = -(-model.intermediate_size // size)
-    widest = max(model.hidden_size, model.num_heads // size * model.head_dim, inner)
-    widened = 2 * inner * 4 if dtype == "float16" else 0
-    return tokens * (widest + 4 + widened)
+    return tokens * (max(model.hidden_size, model.num_heads // size * model.head_dim, inner) + 4)
+
+
+def _widened_bytes(model: ModelConfig, size: int, dtype: str, tokens: int) -> int:
+    """A product of 8-bit integers before torch rounds it."""
+    return tokens * 2 * -(-model.intermediate_size // size) * 4 if dtype == "float16" else 0
 
 
 def _communicator_bytes(model: ModelConfig, size: int, kind: str, tokens: int, rows: int) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ryzanstein.model_plan import INT8, INT8_ON_GPUS, ModelConfig, ModelError, parameter_count
+from ryzanstein.model_plan import ModelConfig, ModelError, parameter_count, refusal
 
 from .config import BLOCK_SIZE, OrchestratorConfig
 from .group_record import EngineBounds
@@ -186,8 +186,10 @@ class MemoryPlanner:
         )
 
     def _check_quantization(self, shares: tuple[DeviceShare, ...]) -> None:
-        if self._config.quantization == INT8 and any(share.kind != "cpu" for share in shares):
-            raise ModelError(INT8_ON_GPUS)
+        for share in shares:
+            refused = refusal(self._config.quantization, share.kind, self.dtype)
+            if refused:
+                raise ModelError(refused)
 
     def _needs(self, size: int, kind: str) -> Needs:
         return rank_needs(

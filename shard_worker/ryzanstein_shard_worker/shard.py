@@ -11,8 +11,7 @@ import structlog
 import torch
 
 from ryzanstein.model_plan import (
-    INT8,
-    INT8_ON_GPUS,
+    FP8,
     UNQUANTIZED,
     CheckpointIndex,
     ModelConfig,
@@ -22,6 +21,7 @@ from ryzanstein.model_plan import (
     kv_head_range,
     open_checkpoint,
     read_model_config,
+    refusal,
 )
 from ryzanstein.v1 import shard_worker_pb2
 
@@ -29,6 +29,7 @@ from .checkpoint import DistributedCheckpointLoader, DistributedParameterInitial
 from .communication import CommunicationHandler, RebindableHandler
 from .models import Decoder, build_model
 from .paged_attention import KVPool
+from .parallel.fp8_weight import fp8_problem
 from .step_device import StepDevice, step_device
 
 log = structlog.get_logger(__name__)
@@ -231,8 +232,12 @@ def build_shard(
 
 def _check_quantization(key: ShardKey, device: torch.device) -> None:
     check_quantization(key.quantization)
-    if key.quantization == INT8 and device.type != "cpu":
-        raise ModelError(INT8_ON_GPUS)
+    if key.quantization == FP8:
+        refused = fp8_problem(DTYPES[key.dtype], device)
+    else:
+        refused = refusal(key.quantization, device.type, key.dtype)
+    if refused:
+        raise ModelError(refused)
 
 
 def _blank(key: ShardKey, config: ModelConfig, handler: RebindableHandler, device: torch.device) -> Decoder:

@@ -12,7 +12,16 @@ from .config_json import decode_model_config, encode_model_config
 from .fields import ModelError
 from .layouts import open_checkpoint
 from .memory import dtype_bytes, kv_bytes_per_token, parameter_count, weight_bytes_per_rank
-from .quantization import INT8, INT8_ON_GPUS, QUANTIZATIONS, UNQUANTIZED, check_quantization, is_quantized
+from .quantization import (
+    FP8,
+    FP8_CAPABILITY,
+    INT8,
+    QUANTIZATIONS,
+    UNQUANTIZED,
+    check_quantization,
+    is_quantized,
+    refusal,
+)
 from .rope import RopeScaling
 from .tensors import (
     ParameterPlan,
@@ -31,8 +40,9 @@ from .tensors import (
 __all__ = [
     "DTYPE_BYTES",
     "FAMILIES",
+    "FP8",
+    "FP8_CAPABILITY",
     "INT8",
-    "INT8_ON_GPUS",
     "QUANTIZATIONS",
     "UNQUANTIZED",
     "Box",
@@ -60,6 +70,7 @@ __all__ = [
     "parameters",
     "placements",
     "read_model_config",
+    "refusal",
     "source_tensors",
     "split_range",
     "tensor_parallel_sizes",

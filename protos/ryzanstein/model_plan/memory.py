@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from .config import DTYPE_BYTES, ModelConfig
 from .fields import ModelError
-from .quantization import INT8, UNQUANTIZED, check_quantization, int8_bytes, is_quantized
+from .quantization import UNQUANTIZED, check_quantization, is_quantized, quantized_bytes
 from .tensors import check_tensor_parallel_size, kv_head_range, parameters, source_tensors
 
 
@@ -26,9 +26,9 @@ def weight_bytes_per_rank(
 ) -> int:
     """Bytes of one rank's weights held in `dtype` (None: that of the checkpoint), padding included.
 
-    Every rank of a group has the same. A tied head counts once; `packed`: as CPUs serve it, where the head is a
-    rearranged copy of the embedding and counts too. Raises ModelError for a group size, dtype or quantization that
-    doesn't work.
+    Every rank of a group has the same. A tied head counts once; `packed`: the head is a rearranged or rounded copy of
+    the embedding and counts too, as on CPUs, and on GPUs with 8-bit floats. Raises ModelError for a group size, dtype
+    or quantization that doesn't work.
     """
     check_quantization(quantization)
     element = dtype_bytes(dtype or config.dtype)
@@ -36,8 +36,8 @@ def weight_bytes_per_rank(
     if packed and config.tie_word_embeddings:
         plans.append(replace(plans[0], name="head.weight"))
     return sum(
-        int8_bytes(plan.shape)
-        if quantization == INT8 and is_quantized(plan)
+        quantized_bytes(quantization, plan.shape)
+        if quantization != UNQUANTIZED and is_quantized(plan)
         else math.prod(plan.shape) * element
         for plan in plans
     )

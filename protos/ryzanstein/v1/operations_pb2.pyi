@@ -39,7 +39,7 @@ class ModelStatus(_message.Message):
     """Most tokens of prompt and output together."""
     parameters: _builtins.int
     quantization: _builtins.str
-    """"int8", or "none": weights in the dtype."""
+    """"int8", "fp8", or "none": weights in the dtype."""
     def __init__(
         self,
         *,

@@ -72,7 +72,9 @@ class ModelSpec(_message.Message):
     reproducible: _builtins.bool
     """A row's result must not depend on what else is in the batch, whatever that costs."""
     quantization: _builtins.str
-    """"int8": the linear layers' weights are held as 8-bit integers, for CPUs. Empty or "none": all in the dtype."""
+    """"int8": the linear layers' weights are held as 8-bit integers, for CPUs. "fp8": as 8-bit floats (e4m3), for GPUs.
+    Empty or "none": all in the dtype.
+    """
     def __init__(
         self,
         *,

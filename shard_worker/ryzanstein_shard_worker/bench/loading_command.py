@@ -39,7 +39,9 @@ def loading(
     dtype: Annotated[
         str, typer.Option("--dtype", help="auto (the checkpoint's), float32, bfloat16 or float16.")
     ] = "auto",
-    quantization: Annotated[str, typer.Option("--quantization", help="none, or int8 on CPUs.")] = UNQUANTIZED,
+    quantization: Annotated[
+        str, typer.Option("--quantization", help="none, int8 on CPUs, or fp8 on GPUs.")
+    ] = UNQUANTIZED,
     cpu_threads: Annotated[
         int, typer.Option("--cpu-threads", metavar="T", min=1, help="Of each rank, on CPUs.")
     ] = 1,

@@ -27,14 +27,15 @@ class TensorParallelLayer(nn.Module):
         self.handler = handler
 
     def pack(self, *, reproducible: bool = True, quantization: str = UNQUANTIZED) -> None:
-        """Puts the weights into the form that serving on this CPU reads fastest, once and for good.
+        """Puts the weights into the form that serving on this device reads fastest, once and for good.
 
         The plain weights of linear layers are released; from then on the layer works without gradients only.
         Where the device or the dtype has no such form nothing changes.
 
         Args:
             reproducible: a row's result must not depend on how many rows are computed with it.
-            quantization: `INT8`: linear layers keep their weights as 8-bit integers, where the device can.
+            quantization: `INT8`: linear layers keep their weights as 8-bit integers, where the device can; `FP8`: as
+                8-bit floats.
         """
         for layer in parallel_layers(self):
             layer.pack(reproducible=reproducible, quantization=quantization)

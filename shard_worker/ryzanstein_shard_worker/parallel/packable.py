@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ryzanstein.model_plan import INT8, UNQUANTIZED
+from ryzanstein.model_plan import FP8, INT8, UNQUANTIZED
 
 from ..communication import CommunicationHandler
+from .fp8_weight import Fp8Weight
 from .layer import TensorParallelLayer
 from .packed_weight import PackedWeight, can_pack
 from .quantized_weight import QuantizedWeight, can_quantize
@@ -15,8 +16,8 @@ from .tiled_weight import TiledWeight, can_tile
 
 
 class PackableLinear(TensorParallelLayer):
-    """Multiplies by a local weight [N, K], which is plain (and can be trained) or packed (and can't), perhaps as 8-bit
-    integers.
+    """Multiplies by a local weight [N, K], which is plain (and can be trained) or packed (and can't), perhaps in 8
+    bits.
 
     Args:
         handler: of the group.
@@ -30,7 +31,7 @@ class PackableLinear(TensorParallelLayer):
         super().__init__(handler)
         self.weight = weight
         self.bias = bias
-        self._packed: PackedWeight | TiledWeight | QuantizedWeight | None = None
+        self._packed: PackedWeight | TiledWeight | QuantizedWeight | Fp8Weight | None = None
 
     @property
     def packed(self) -> bool:
@@ -53,6 +54,9 @@ class PackableLinear(TensorParallelLayer):
         if quantization == INT8 and can_quantize(weight.dtype, weight.device):
             self._packed = QuantizedWeight(weight)
             self.weight = None
+        elif quantization == FP8:
+            self._packed = Fp8Weight(weight)
+            self.weight = None
         elif can_tile(weight):
             self._packed = TiledWeight(weight)
             self.weight = None
@@ -63,7 +67,7 @@ class PackableLinear(TensorParallelLayer):
     def plain_weight(self) -> Tensor:
         """The local weight [N, K] with the bits that were loaded; in new memory where only the packed one is
         left. Raises RuntimeError once it is quantised: those bits are gone."""
-        if isinstance(self._packed, QuantizedWeight):
+        if isinstance(self._packed, QuantizedWeight | Fp8Weight):
             raise RuntimeError("the weight was quantised when it was loaded: its own bits are gone")
         return self.trainable_weight() if self._packed is None else self._packed.plain()
 

@@ -24,6 +24,8 @@ TLS = TlsFiles(cert_file=Path("server.pem"), key_file=Path("server.key"))
         ({"dtype": "int3"}, "--dtype: 'int3'"),
         ({"quantization": "int3"}, "--quantization: 'int3' is not one of none, int8"),
         ({"quantization": "int8", "device": "cuda"}, "--quantization: .*or give --device cpu"),
+        ({"quantization": "fp8", "device": "cpu"}, "--quantization: fp8 is for workers on GPUs; on CPUs"),
+        ({"quantization": "fp8", "device": "cuda", "dtype": "float32"}, "--quantization: .*--dtype bfloat16"),
         ({"max_model_len": 4}, "--max-model-len: 4"),
         ({"max_decode_slowdown": 1.0}, "--max-decode-slowdown: 1.0 is not above 1"),
         ({"max_batched_tokens": 8}, "--max-batched-tokens: 8"),

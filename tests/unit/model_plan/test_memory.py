@@ -7,12 +7,16 @@ from dataclasses import replace
 import pytest
 
 from ryzanstein.model_plan import (
+    DTYPE_BYTES,
+    FP8,
     INT8,
+    UNQUANTIZED,
     ModelError,
     kv_bytes_per_token,
     parameter_count,
     parameters,
     read_model_config,
+    refusal,
     weight_bytes_per_rank,
 )
 from tests.checkpoints import FAMILIES, Checkpoints, make_model
@@ -66,6 +70,37 @@ def test_eight_bit_weights_take_a_byte_each_and_eight_per_output_feature() -> No
     assert weight_bytes_per_rank(tied, 1, quantization=INT8) == expected - head - 8 * 10
     with pytest.raises(ModelError, match="quantization 'int3' is not one of none, int8"):
         weight_bytes_per_rank(config, 1, quantization="int3")
+
+
+def test_eight_bit_floats_take_a_byte_each_and_are_filled_up() -> None:
+    config = record(
+        num_layers=1,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        hidden_size=32,
+        intermediate_size=40,
+        vocab_size=100,
+        dtype="bfloat16",
+    )
+    scales = 4 * 256  # of a matrix with up to 256 output features
+    qkv, output, gate_up, down, head = 64 * 32, 32 * 32, 80 * 32, 32 * 48, 112 * 32
+    in_bfloat16 = 100 * 32 + 3 * 32
+    expected = qkv + output + gate_up + down + head + 5 * scales + 2 * in_bfloat16
+    assert weight_bytes_per_rank(config, 1, quantization=FP8) == expected
+    tied = replace(config, tie_word_embeddings=True)
+    assert weight_bytes_per_rank(tied, 1, packed=True, quantization=FP8) == expected
+
+
+def test_what_a_device_can_hold_is_told_with_what_to_do() -> None:
+    assert all(refusal(UNQUANTIZED, kind, dtype) == "" for kind in ("cpu", "cuda") for dtype in DTYPE_BYTES)
+    assert [refusal(INT8, kind, "bfloat16") == "" for kind in ("cpu", "cuda")] == [True, False]
+    assert [refusal(FP8, "cuda", dtype) == "" for dtype in ("bfloat16", "float16", "float32")] == [
+        True,
+        True,
+        False,
+    ]
+    assert "--quantization int8 or none" in refusal(FP8, "cpu", "bfloat16")
 
 
 def test_a_token_takes_keys_and_values_of_the_ranks_heads() -> None:
