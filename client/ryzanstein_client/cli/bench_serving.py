@@ -12,7 +12,8 @@ from ryzanstein.measuring.group import bench_commands
 from ryzanstein.measuring.outputs import Bench, JsonFile, PlotFile, View
 from ryzanstein.program import EXIT_USAGE, ConfigFile, ProgramError
 
-from . import options
+from .families import with_families
+from .options import Connection
 
 if TYPE_CHECKING:
     from ryzanstein_client.bench.fronts import Front
@@ -23,7 +24,7 @@ _LOAD, _WORK, _OBJECTIVES = "Load", "Requests", "Objectives"
 
 def commands(app: typer.Typer) -> None:
     """Adds the command."""
-    bench_commands(app).command("serving")(serving)
+    bench_commands(app).command("serving")(with_families(serving))
 
 
 def serving(
@@ -157,12 +158,8 @@ def serving(
             rich_help_panel="Connection",
         ),
     ] = None,
-    coordinator: options.Coordinator = "127.0.0.1:50051",
-    api_key_file: options.ApiKeyFile = None,
-    tls: options.Tls = False,
-    tls_ca_file: options.TlsCaFile = None,
-    tls_cert_file: options.TlsCertFile = None,
-    tls_key_file: options.TlsKeyFile = None,
+    *,
+    connection: Connection,
     config: ConfigFile = None,
 ) -> None:
     """Put load on a cluster that runs, and tell how long its users would have waited.
@@ -202,25 +199,22 @@ def serving(
         from ryzanstein_client.target import Target
 
         if http is not None:
-            headers = dict(Target(api_key_file=api_key_file).metadata())
+            headers = dict(Target(api_key_file=connection.api_key_file).metadata())
             return HttpFront(
-                http, headers=headers, ca_file=tls_ca_file, model=model, timeout_s=timeout, **sampling
+                http,
+                headers=headers,
+                ca_file=connection.tls_ca_file,
+                model=model,
+                timeout_s=timeout,
+                **sampling,
             )
-        from ryzanstein_client.aio import AsyncClient
         from ryzanstein_client.types import SamplingParams
 
-        client = AsyncClient(
-            coordinator,
-            api_key_file=api_key_file,
-            tls=tls,
-            tls_ca_file=tls_ca_file,
-            tls_cert_file=tls_cert_file,
-            tls_key_file=tls_key_file,
-            connect_timeout_s=options.CONNECT_TIMEOUT_S,
+        return GrpcFront(
+            connection.async_client(), model=model, sampling=SamplingParams(**sampling), timeout_s=timeout
         )
-        return GrpcFront(client, model=model, sampling=SamplingParams(**sampling), timeout_s=timeout)
 
-    settings = {"through": http or f"gRPC {coordinator}", **plan.settings(), **sampling}
+    settings = {"through": http or f"gRPC {connection.coordinator}", **plan.settings(), **sampling}
     view = View(serving_view.tables, serving_view.draw)
     with Bench("serving", settings, view, json_file=json_file, plot_file=plot_file) as bench:
         asyncio.run(measure(front, plan, bench.add))

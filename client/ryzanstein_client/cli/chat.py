@@ -11,6 +11,8 @@ import typer
 from ryzanstein.program import ConfigFile
 
 from . import options
+from .families import with_families
+from .options import Connection, Sampling
 
 if TYPE_CHECKING:
     from ryzanstein_client.sync import Client
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 def commands(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command("chat")(chat)
+    app.command("chat")(with_families(chat))
 
 
 def chat(
@@ -27,58 +29,21 @@ def chat(
         str | None,
         typer.Option("--system", metavar="TEXT", help="What the model is told before the conversation."),
     ] = None,
-    max_tokens: options.MaxTokens = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    stop_token_id: options.StopTokenIds = None,
-    presence_penalty: options.PresencePenalty = None,
-    frequency_penalty: options.FrequencyPenalty = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    logit_bias: options.LogitBias = None,
-    ignore_eos: options.IgnoreEos = False,
-    coordinator: options.Coordinator = "127.0.0.1:50051",
-    api_key_file: options.ApiKeyFile = None,
-    tls: options.Tls = False,
-    tls_ca_file: options.TlsCaFile = None,
-    tls_cert_file: options.TlsCertFile = None,
-    tls_key_file: options.TlsKeyFile = None,
+    *,
+    sampling: Sampling,
+    connection: Connection,
     config: ConfigFile = None,
 ) -> None:
     """Talk to the model. Ctrl-C stops an answer; Ctrl-D, or Ctrl-C twice, leaves."""
-    sampling = options.sampling_params(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        seed=seed,
-        stop=stop,
-        stop_token_ids=stop_token_id,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        repetition_penalty=repetition_penalty,
-        logit_bias=logit_bias,
-        ignore_eos=ignore_eos,
-    )
+    params = sampling.params()
     history: list[Message] = [{"role": "system", "content": system}] if system else []
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    with options.open_client(
-        coordinator,
-        api_key_file=api_key_file,
-        tls=tls,
-        tls_ca_file=tls_ca_file,
-        tls_cert_file=tls_cert_file,
-        tls_key_file=tls_key_file,
-    ) as client:
+    with connection.client() as client:
         if interactive:
             with suppress(ImportError):
                 import readline  # noqa: F401 - gives input() line editing and the arrow keys
             sys.stderr.write(f"{client.models()[0].name} (Ctrl-D leaves)\n")
-        _converse(client, sampling, history, interactive=interactive)
+        _converse(client, params, history, interactive=interactive)
 
 
 def _converse(client: Client, sampling: SamplingParams, history: list[Message], *, interactive: bool) -> None:

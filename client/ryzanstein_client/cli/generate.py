@@ -12,11 +12,13 @@ import typer
 from ryzanstein.program import ConfigFile
 
 from . import options
+from .families import with_families
+from .options import Connection, Sampling
 
 
 def commands(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command("generate")(generate)
+    app.command("generate")(with_families(generate))
 
 
 def generate(
@@ -26,18 +28,8 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object with everything that is known about the answer.")
     ] = False,
-    max_tokens: options.MaxTokens = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    stop_token_id: options.StopTokenIds = None,
-    presence_penalty: options.PresencePenalty = None,
-    frequency_penalty: options.FrequencyPenalty = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    logit_bias: options.LogitBias = None,
+    *,
+    sampling: Sampling,
     logprobs: Annotated[
         int | None,
         typer.Option(
@@ -47,51 +39,31 @@ def generate(
             rich_help_panel="Sampling",
         ),
     ] = None,
-    ignore_eos: options.IgnoreEos = False,
-    priority: options.Priority = None,
-    timeout: options.Timeout = None,
+    priority: Annotated[
+        int | None,
+        typer.Option("--priority", metavar="N", help="Higher goes first.", rich_help_panel="Sampling"),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout", metavar="SECONDS", help="Until the last token.", rich_help_panel="Sampling"
+        ),
+    ] = None,
     request_id: Annotated[
         str | None, typer.Option("--request-id", metavar="ID", help="A name of your own for the request.")
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", metavar="NAME", help="If the server has several.")
     ] = None,
-    coordinator: options.Coordinator = "127.0.0.1:50051",
-    api_key_file: options.ApiKeyFile = None,
-    tls: options.Tls = False,
-    tls_ca_file: options.TlsCaFile = None,
-    tls_cert_file: options.TlsCertFile = None,
-    tls_key_file: options.TlsKeyFile = None,
+    connection: Connection,
     config: ConfigFile = None,
 ) -> None:
     """Go on with a text and stream the answer."""
-    sampling = options.sampling_params(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        seed=seed,
-        stop=stop,
-        stop_token_ids=stop_token_id,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        repetition_penalty=repetition_penalty,
-        logit_bias=logit_bias,
-        ignore_eos=ignore_eos,
-        logprobs=logprobs,
-    )
+    params = sampling.params(logprobs=logprobs)
     text = _read_stdin() if prompt == "-" else prompt
-    with options.open_client(
-        coordinator,
-        api_key_file=api_key_file,
-        tls=tls,
-        tls_ca_file=tls_ca_file,
-        tls_cert_file=tls_cert_file,
-        tls_key_file=tls_key_file,
-    ) as client:
+    with connection.client() as client:
         stream = client.stream(
-            text, sampling=sampling, priority=priority, timeout=timeout, request_id=request_id, model=model
+            text, sampling=params, priority=priority, timeout=timeout, request_id=request_id, model=model
         )
         if as_json:
             completion = stream.collect()

@@ -13,7 +13,8 @@ import typer
 
 from ryzanstein.program import ConfigFile
 
-from . import options
+from .families import with_families
+from .options import Connection
 
 if TYPE_CHECKING:
     from ryzanstein.terminal import OutputConsole
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 
 def commands(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command("status")(status)
-    app.command("top")(top)
-    app.command("drain")(drain)
+    app.command("status")(with_families(status))
+    app.command("top")(with_families(top))
+    app.command("drain")(with_families(drain))
 
 
 def status(
@@ -33,12 +34,8 @@ def status(
         bool, typer.Option("--json", help="The same JSON as /cluster, one line each.")
     ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Go on with every change, until Ctrl-C.")] = False,
-    coordinator: options.Coordinator = "127.0.0.1:50051",
-    api_key_file: options.ApiKeyFile = None,
-    tls: options.Tls = False,
-    tls_ca_file: options.TlsCaFile = None,
-    tls_cert_file: options.TlsCertFile = None,
-    tls_key_file: options.TlsKeyFile = None,
+    *,
+    connection: Connection,
     config: ConfigFile = None,
 ) -> None:
     """Show the cluster: state, epoch, groups, workers, requests, the last recovery."""
@@ -46,14 +43,7 @@ def status(
     leaving = suppress(KeyboardInterrupt) if watch else nullcontext()
     with (
         leaving,
-        options.open_client(
-            coordinator,
-            api_key_file=api_key_file,
-            tls=tls,
-            tls_ca_file=tls_ca_file,
-            tls_cert_file=tls_cert_file,
-            tls_key_file=tls_key_file,
-        ) as client,
+        connection.client() as client,
     ):
         snapshots: Iterable[dict[str, Any]] = client.watch() if watch else [client.cluster()]
         if as_json:
@@ -68,12 +58,8 @@ def top(
     interval: Annotated[
         float, typer.Option("--interval", metavar="SECONDS", min=0.05, help="Between two looks.")
     ] = 0.5,
-    coordinator: options.Coordinator = "127.0.0.1:50051",
-    api_key_file: options.ApiKeyFile = None,
-    tls: options.Tls = False,
-    tls_ca_file: options.TlsCaFile = None,
-    tls_cert_file: options.TlsCertFile = None,
-    tls_key_file: options.TlsKeyFile = None,
+    *,
+    connection: Connection,
     config: ConfigFile = None,
 ) -> None:
     """Watch the cluster live, heartbeats and steps included, until Ctrl-C. Without a terminal: a table per look."""
@@ -82,14 +68,7 @@ def top(
     console = OutputConsole()
     with (
         suppress(KeyboardInterrupt),
-        options.open_client(
-            coordinator,
-            api_key_file=api_key_file,
-            tls=tls,
-            tls_ca_file=tls_ca_file,
-            tls_cert_file=tls_cert_file,
-            tls_key_file=tls_key_file,
-        ) as client,
+        connection.client() as client,
     ):
         looks = _polled(client, interval)
         if console.is_terminal:
@@ -100,23 +79,12 @@ def top(
 
 def drain(
     worker_id: Annotated[str, typer.Argument(metavar="WORKER_ID", help="As `ryzanstein status` names it.")],
-    coordinator: options.Coordinator = "127.0.0.1:50051",
-    api_key_file: options.ApiKeyFile = None,
-    tls: options.Tls = False,
-    tls_ca_file: options.TlsCaFile = None,
-    tls_cert_file: options.TlsCertFile = None,
-    tls_key_file: options.TlsKeyFile = None,
+    *,
+    connection: Connection,
     config: ConfigFile = None,
 ) -> None:
     """Take a worker out of service without losing a stream; its process ends."""
-    with options.open_client(
-        coordinator,
-        api_key_file=api_key_file,
-        tls=tls,
-        tls_ca_file=tls_ca_file,
-        tls_cert_file=tls_cert_file,
-        tls_key_file=tls_key_file,
-    ) as client:
+    with connection.client() as client:
         epoch = client.drain(worker_id)
     sys.stdout.write(f"draining {worker_id}, epoch {epoch}\n")
 
