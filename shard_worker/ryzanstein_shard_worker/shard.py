@@ -241,4 +241,11 @@ def _check_quantization(key: ShardKey, device: torch.device) -> None:
 
 
 def _blank(key: ShardKey, config: ModelConfig, handler: RebindableHandler, device: torch.device) -> Decoder:
-    return build_model(config, handler, DTYPES[key.dtype], device, max_positions=key.max_model_len)
+    return build_model(
+        config,
+        handler,
+        DTYPES[key.dtype],
+        device,
+        max_positions=key.max_model_len,
+        on_demand=key.quantization == FP8,  # what is rounded layer by layer need not fit in 16 bits
+    )

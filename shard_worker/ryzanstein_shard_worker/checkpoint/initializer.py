@@ -21,6 +21,7 @@ from ryzanstein.model_plan import (
 )
 
 from ..communication import CommunicationError, CommunicationHandler
+from ..on_demand import provide
 from .distributor import Read, WeightDistributor
 from .loader import LayerComplete, Progress, check_planned, planned_parameters
 from .mapped_file import MappedFile
@@ -181,6 +182,8 @@ class DistributedParameterInitializer:
         done = 0
         for i, plan in enumerate(self._plans):
             with self._named(plan.name), torch.no_grad():
+                if source is not None:
+                    provide(tensors[plan.name])
                 for low, high in self._parts(plan):
                     for peer, sender in senders.items():
                         self._handler.send(sender.part(plan, low, high).to(self._device), peer)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ryzanstein.model_plan import Box, CheckpointIndex, ModelConfig, ModelError, ParameterPlan, module_of
 
+from ..on_demand import is_put_off, provide
 from .distributor import Read, WeightDistributor
 from .mapped_file import MappedFile
 from .parallel_reads import ParallelReads, largest_span
@@ -63,6 +64,7 @@ class DistributedCheckpointLoader:
     ) -> None:
         self._distributor = WeightDistributor(index, config, world)
         self._plans = self._distributor.parameters(rank)  # also checks the rank
+        self._padding = self._distributor.padding(rank)
         self._rank = rank
         self._dtype = dtype
         self._device = device
@@ -96,7 +98,7 @@ class DistributedCheckpointLoader:
         """Fills the rank's tensors in place, each in its own dtype; padding becomes zero.
 
         Args:
-            tensors: one per planned parameter, by name.
+            tensors: one per planned parameter, by name. Memory that was put off comes with its first slice.
             progress: called often, from this thread; what it raises ends the loading.
             on_layer_complete: called once per module, from this thread, when its parameters are complete. The
                 loader has let go of them then: the callback may replace and free them, and the peak of memory
@@ -120,10 +122,10 @@ class DistributedCheckpointLoader:
         spans = {id(read): Span(files[read.file].path, *read.span) for read in reads}
         total_bytes = sum(read.needed_bytes for read in reads)
         done_bytes = 0
-        modules = _Modules(tensors, reads, on_layer_complete)
+        modules = _Modules(tensors, reads, self._ready, on_layer_complete)
         move = self._by_threads if self._parallel else self._by_mapping
         with torch.no_grad(), ReadAhead(list(spans.values()), self._read_ahead_bytes) as ahead:
-            self._zero_padding(tensors)
+            self._zero_paddings(tensors)
             modules.complete_those_without_reads()
             for read, finish in move(reads, tensors):
                 ahead.advance(spans[id(read)])
@@ -133,6 +135,8 @@ class DistributedCheckpointLoader:
                 done_bytes += read.needed_bytes
                 if progress is not None:
                     progress(done_bytes / total_bytes)
+            for name in tensors:
+                self._ready(tensors, name)
 
     def _by_mapping(self, reads: list[Read], tensors: dict[str, Tensor]) -> Iterator[Moved]:
         """From the mapped file, one read after the other, in this thread."""
@@ -141,7 +145,7 @@ class DistributedCheckpointLoader:
         for file, of_file in groupby(reads, key=lambda read: read.file):
             with MappedFile(files[file]) as mapped:
                 for read in of_file:
-                    _copy(transfer, tensors, mapped, read)
+                    _copy(transfer, self._ready(tensors, read.parameter), mapped, read)
                     mapped.release(*read.span)
                     yield read, transfer.finish
         transfer.finish()
@@ -154,26 +158,44 @@ class DistributedCheckpointLoader:
         )
 
         def target(read: Read) -> Callable[[], Tensor]:
-            return lambda: tensors[read.parameter][_slices(read.target)]
+            return lambda: self._ready(tensors, read.parameter)[_slices(read.target)]
 
         with pipeline.open() as moving:
             for read in moving.run([(read, target(read)) for read in reads]):
                 yield read, moving.finish
             moving.finish()
 
-    def _zero_padding(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, boxes in self._distributor.padding(self._rank).items():
-            for box in boxes:
-                tensors[name][_slices(box)] = 0
+    def _ready(self, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+        """The parameter, with its memory."""
+        tensor = tensors[name]
+        if provide(tensor):
+            self._zero_padding(name, tensor)
+        return tensor
+
+    def _zero_paddings(self, tensors: Mapping[str, Tensor]) -> None:
+        """Of those that have their memory already."""
+        for name, tensor in tensors.items():
+            if not is_put_off(tensor):
+                self._zero_padding(name, tensor)
+
+    def _zero_padding(self, name: str, tensor: Tensor) -> None:
+        for box in self._padding.get(name, ()):
+            tensor[_slices(box)] = 0
 
 
 class _Modules:
     """Counts what each module still waits for, and lets go of the tensors of one that is complete."""
 
     def __init__(
-        self, tensors: dict[str, Tensor], reads: list[Read], on_complete: LayerComplete | None
+        self,
+        tensors: dict[str, Tensor],
+        reads: list[Read],
+        ready: Callable[[Mapping[str, Tensor], str], Tensor],
+        on_complete: LayerComplete | None,
     ) -> None:
+        """`ready`: gives a parameter its memory, if nothing was read into it."""
         self._tensors = tensors
+        self._ready = ready
         self._waiting = Counter(module_of(read.parameter) for read in reads)
         self._on_complete = on_complete
 
@@ -186,6 +208,7 @@ class _Modules:
     def complete(self, module: str) -> None:
         """Forgets the module's tensors and tells the callback."""
         for name in [name for name in self._tensors if module_of(name) == module]:
+            self._ready(self._tensors, name)
             del self._tensors[name]
         if self._on_complete is not None:
             self._on_complete(module)
@@ -204,12 +227,17 @@ def planned_parameters(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
     that the plan does not have: it would stay uninitialised.
     """
     state = dict(model.state_dict(keep_vars=True))
-    known = {state[name].data_ptr() for name in names if name in state}
+    known = {_memory(state[name]) for name in names if name in state}
     for name in [name for name in state if name not in set(names)]:
-        if state[name].data_ptr() not in known:
+        if _memory(state[name]) not in known:
             raise ModelError(f"the model has a parameter {name} that its configuration does not ask for")
         del state[name]
     return state
+
+
+def _memory(tensor: Tensor) -> int:
+    """What tied parameters have in common: where they lie, or, if their memory was put off, that they are one."""
+    return id(tensor) if is_put_off(tensor) else tensor.data_ptr()
 
 
 def check_planned(
@@ -227,9 +255,9 @@ def check_planned(
             )
 
 
-def _copy(transfer: Transfer, tensors: Mapping[str, Tensor], mapped: MappedFile, read: Read) -> None:
+def _copy(transfer: Transfer, parameter: Tensor, mapped: MappedFile, read: Read) -> None:
     source = mapped.view(read)
-    target = tensors[read.parameter][_slices(read.target)]
+    target = parameter[_slices(read.target)]
     check_range(source, target.dtype, f"{mapped.path}: tensor {read.tensor}")
     transfer.copy(target, source)
 

@@ -104,7 +104,10 @@ class ParallelReads:
         """
         waiting: deque[tuple[Read, Future[None]]] = deque()
         for read, target in items:
-            waiting.append((read, self._pool.submit(self._move, read, target())))
+            there = target()
+            # Its memory may have come just now, from something that the device still reads.
+            given = None if self._stream is None else torch.cuda.current_stream(self._device).record_event()
+            waiting.append((read, self._pool.submit(self._move, read, there, given)))
             if len(waiting) > self._threads * _AHEAD:
                 yield self._done(waiting.popleft())
         while waiting:
@@ -122,7 +125,7 @@ class ParallelReads:
         return read
 
     @torch.no_grad()  # of this thread, which does not have it from the one that loads
-    def _move(self, read: Read, target: Tensor) -> None:
+    def _move(self, read: Read, target: Tensor, given: torch.cuda.Event | None) -> None:
         buffer = self._free.get()
         try:
             if buffer.sent is not None:
@@ -130,7 +133,7 @@ class ParallelReads:
                 buffer.sent = None
             source = self._read(read, buffer)
             check_range(source, target.dtype, f"{self._files[read.file].path}: tensor {read.tensor}")
-            self._send(source, target, buffer)
+            self._send(source, target, buffer, given)
         finally:
             self._free.put(buffer)
 
@@ -159,7 +162,8 @@ class ParallelReads:
         sizes = [stop - start for start, stop in read.source]
         return flat.as_strided(sizes, strides)
 
-    def _send(self, source: Tensor, target: Tensor, buffer: _Buffer) -> None:
+    def _send(self, source: Tensor, target: Tensor, buffer: _Buffer, given: torch.cuda.Event | None) -> None:
+        """`given`: when the device has done with what lay at the target before."""
         count = source.numel()
         in_place = source.data_ptr() == buffer.staged.data_ptr()
         if in_place and source.dtype == target.dtype:
@@ -173,6 +177,8 @@ class ParallelReads:
             target.copy_(staged)
             return
         with torch.cuda.stream(self._stream):
+            if given is not None:
+                self._stream.wait_event(given)
             target.copy_(staged, non_blocking=True)
             buffer.sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
             buffer.sent.record(self._stream)

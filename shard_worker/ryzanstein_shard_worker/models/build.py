@@ -29,6 +29,7 @@ def build_model(
     device: torch.device,
     *,
     max_positions: int | None = None,
+    on_demand: bool = False,
 ) -> Decoder:
     """One rank's model, its parameters uninitialised. Arguments as of `Decoder`.
 
@@ -40,4 +41,6 @@ def build_model(
         raise ModelError(
             f"{config.architecture}: no modules for the family {config.family!r}; there are {', '.join(FAMILIES)}"
         )
-    return Decoder(config, handler, dtype, device, layer_rule=rule, max_positions=max_positions)
+    return Decoder(
+        config, handler, dtype, device, layer_rule=rule, max_positions=max_positions, on_demand=on_demand
+    )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ryzanstein.model_plan import UNQUANTIZED, ModelConfig, check_tensor_parallel_size
 
 from ..communication import CommunicationHandler
+from ..on_demand import put_off
 from ..parallel import (
     Attend,
     PackableLinear,
@@ -37,6 +38,7 @@ class Decoder(TensorParallelLayer):
         dtype, device: of parameters and activations.
         layer_rule: of the model's family.
         max_positions: how far positions go; None: the model's context length.
+        on_demand: parameters have no memory until a loader gives it to them, one by one.
 
     Attributes:
         sliding_windows: per layer, None where it sees everything before it.
@@ -58,6 +60,7 @@ class Decoder(TensorParallelLayer):
         *,
         layer_rule: LayerRule,
         max_positions: int | None = None,
+        on_demand: bool = False,
     ) -> None:
         check_tensor_parallel_size(config, handler.world_size)
         super().__init__(handler)
@@ -77,14 +80,21 @@ class Decoder(TensorParallelLayer):
         self.embedding = ParallelEmbedding(
             config.vocab_size, config.hidden_size, handler=handler, dtype=dtype, device=device
         )
-        self._blocks = [
-            _block(config, layer, option, handler, dtype, device) for layer, option in enumerate(options)
-        ]
+        if on_demand:  # each part before the next one comes
+            put_off(self.embedding)
+        self._blocks = []
+        for layer, option in enumerate(options):
+            self._blocks.append(_block(config, layer, option, handler, dtype, device))
+            if on_demand:
+                put_off(self._blocks[-1])
         self.layers = nn.ModuleList(self._blocks)
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype, device=device)
         self.head = VocabularyParallelHead(
             self.embedding, tied=config.tie_word_embeddings, dtype=dtype, device=device
         )
+        if on_demand:
+            put_off(self.norm)
+            put_off(self.head)
 
     def forward(
         self, token_ids: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None
