@@ -12,9 +12,9 @@ from tools.api_reference import flags
 
 from tests.docs.pages import GUIDE, ROOT, SHELL, blocks, pages, spans
 
-#: Pages about our programs; others (benchmarks, tools) have programs and flags of their own.
+#: Their flags by themselves are also those of programs of a checkout (test_module_commands).
 _OTHERS = ("progress.md", "benchmarks.md")
-PAGES = [page for page in pages() if page.parent in (ROOT, ROOT / "docs") and page.name not in _OTHERS]
+PAGES = [page for page in pages() if page.parent in (ROOT, ROOT / "docs")]
 #: Flags of other programs, which stand in backticks by themselves.
 FOREIGN = frozenset({"--data-urlencode"})
 #: "`--replacement-wait` (30 s)": a default.
@@ -25,7 +25,7 @@ _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 def _named(page: Path) -> Iterator[tuple[int, str]]:
     """Flags in backticks, and those of commands of ours in blocks."""
     for line, text in spans(page):
-        if text.startswith(("--", "ryzanstein ")):
+        if text.startswith("ryzanstein ") or (text.startswith("--") and page.name not in _OTHERS):
             for flag in _FLAG.findall(text):
                 yield line, flag
     for block in blocks(page):
