@@ -29,7 +29,7 @@ from .http_operations import operations_routes
 from .http_server import HttpServer, address, bind
 from .intake import Intake
 from .metrics import Metrics
-from .openai import Edge, install_errors, openai_routes
+from .openai import EarlyRefusal, Edge, install_errors, openai_routes
 from .orchestrator import MultiGPUOrchestrator
 from .prompts import ModelFacts
 from .rendezvous import RendezvousStore
@@ -166,7 +166,7 @@ async def _serving(
     app.include_router(dashboard_routes())
     app.include_router(operations_routes(orchestrator, metrics))
     app.include_router(openai_routes(front_door, intake))
-    guarded = HttpGuard(app, security.keys, security.refusals)
+    guarded = HttpGuard(EarlyRefusal(app, front_door), security.keys, security.refusals)
     http_server = HttpServer(
         Edge(guarded), listener, security.tls.http_context() if security.tls.serves else None
     )

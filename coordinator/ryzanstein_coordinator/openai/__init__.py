@@ -6,8 +6,9 @@ sequences, admitted and read), `choices` and `logprobs` (tokens to the parts of 
 reply). `errors` is how each may end; `replies` describes for /openapi.json what is sent.
 """
 
+from .early import EarlyRefusal
 from .edge import Edge
 from .errors import install_errors
 from .routes import openai_routes
 
-__all__ = ["Edge", "install_errors", "openai_routes"]
+__all__ = ["EarlyRefusal", "Edge", "install_errors", "openai_routes"]

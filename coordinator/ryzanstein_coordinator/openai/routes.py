@@ -20,7 +20,6 @@ from ..requests import RequestSpec, Subscription
 from ..tokenization import ModelTokenizer
 from .answer import Answer, MakeChoice, admit, new_id
 from .choices import ChatChoice, CompletionChoice, Echo
-from .early import refusing_early
 from .errors import BadRequestError, UnknownModelError
 from .prompts import chat_prompt, completion_prompts
 from .replies import (
@@ -50,7 +49,6 @@ from .whole import whole_reply
 def openai_routes(front_door: FrontDoor, intake: Intake) -> APIRouter:
     """Routes to include into the coordinator's application."""
     routes = APIRouter(tags=["openai"], responses=FAILURES)
-    generating = APIRouter(route_class=refusing_early(front_door))
     started_at = int(time.time())
     piece_of = intake.tokenizer.piece
 
@@ -92,7 +90,7 @@ def openai_routes(front_door: FrontDoor, intake: Intake) -> APIRouter:
             return EventStream(answer, include_usage=body.include_usage, headers=headers)
         return await whole_reply(answer, http, headers)
 
-    @generating.post("/v1/chat/completions", summary="An answer to messages", responses=streamed(ChatReply))
+    @routes.post("/v1/chat/completions", summary="An answer to messages", responses=streamed(ChatReply))
     async def chat_completions(body: ChatRequest, http: Request) -> Response:
         prompt = chat_prompt(body, body.messages)
 
@@ -103,7 +101,7 @@ def openai_routes(front_door: FrontDoor, intake: Intake) -> APIRouter:
             body, http, [prompt], chat_sampling(body), choice, kind="chat.completion", prefix="chatcmpl"
         )
 
-    @generating.post("/v1/completions", summary="What follows a text", responses=streamed(CompletionReply))
+    @routes.post("/v1/completions", summary="What follows a text", responses=streamed(CompletionReply))
     async def completions(body: CompletionRequest, http: Request) -> Response:
         special = True if body.add_special_tokens is None else body.add_special_tokens
         prompts = completion_prompts(body.prompt, add_special_tokens=special)
@@ -116,8 +114,6 @@ def openai_routes(front_door: FrontDoor, intake: Intake) -> APIRouter:
         return await answer(
             body, http, prompts, completion_sampling(body), choice, kind="text_completion", prefix="cmpl"
         )
-
-    routes.include_router(generating)
 
     @routes.get("/v1/models", summary="The model that is served", response_model=ModelsReply)
     async def models() -> JSONResponse:

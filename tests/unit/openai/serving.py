@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from ryzanstein_coordinator.chat_template import ChatTemplate
 from ryzanstein_coordinator.http_server import HttpServer, bind
-from ryzanstein_coordinator.openai import Edge, install_errors, openai_routes
+from ryzanstein_coordinator.openai import EarlyRefusal, Edge, install_errors, openai_routes
 from ryzanstein_coordinator.tokenization import ModelTokenizer
 
 from ..requests.cluster import RequestPath
@@ -102,7 +102,7 @@ async def front(path: RequestPath) -> AsyncIterator[Front]:
     app = FastAPI()
     install_errors(app)
     app.include_router(openai_routes(path.front_door, path.intake))
-    edge = Edge(app)
+    edge = Edge(EarlyRefusal(app, path.front_door))
     keeping_time = asyncio.create_task(path.front_door.run())
     # A defect's reply is looked at as a client would get it.
     transport = httpx.ASGITransport(edge, raise_app_exceptions=False)
