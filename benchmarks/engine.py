@@ -25,9 +25,10 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from ryzanstein.model_plan import QUANTIZATIONS, UNQUANTIZED, ModelConfig, parameter_count
+from ryzanstein.model_plan import FP8, QUANTIZATIONS, UNQUANTIZED, ModelConfig, parameter_count
 from ryzanstein.v1 import shard_worker_pb2
 from ryzanstein_shard_worker.inbox import Inbox
+from ryzanstein_shard_worker.parallel.fp8_weight import fp8_problem
 
 from .devices import choose_device, copy_bandwidth, device_name, wait_for
 from .engine_model import BLOCK, DTYPES, Bench, random_prompt
@@ -227,9 +228,16 @@ def main() -> None:
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
         config = write_config(Path(directory), options.shape)
-    report = measure(options, config, device)
+    problem = ""
+    if options.quantization == FP8 and device.type == "cuda":
+        problem = fp8_problem(DTYPES[options.dtype], device)
+    if problem:
+        print(f"not measured: {problem}")
+        report: dict[str, object] = {"not_measured": problem}
+    else:
+        report = asdict(measure(options, config, device))
     if options.json:
-        options.json.write_text(json.dumps(asdict(report), indent=2))
+        options.json.write_text(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

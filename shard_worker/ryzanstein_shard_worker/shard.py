@@ -115,7 +115,7 @@ class Shard:
             self.index, self.config, key.rank, key.tensor_parallel_size, DTYPES[key.dtype], device
         )
         loader.load(self.model, progress, self._pack)
-        self._complete(started_at, "files")
+        self._complete(started_at, "files", device)
 
     def exchange(
         self,
@@ -140,7 +140,7 @@ class Shard:
             None if self.loaded else self.model, source_rank_of, self.index, progress, self._pack
         )
         if not self.loaded:
-            self._complete(started_at, "peer")
+            self._complete(started_at, "peer", device)
 
     def pool(self, limits: shard_worker_pb2.EngineLimits, device: torch.device) -> KVPool:
         """Pages for this rank's key-value heads: those of the epoch before, if they are as many."""
@@ -184,8 +184,10 @@ class Shard:
         key = self.key
         self.model.pack_module(module, reproducible=key.reproducible, quantization=key.quantization)
 
-    def _complete(self, started_at: float, source: str) -> None:
+    def _complete(self, started_at: float, source: str, device: torch.device) -> None:
         self.loaded = True
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what layers took before they were rounded
         self.duration_s = time.monotonic() - started_at
         log.info(
             "shard_loaded",

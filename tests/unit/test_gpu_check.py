@@ -85,9 +85,11 @@ def test_every_benchmark_of_the_check_has_its_tables() -> None:
             "decoding": [{"streams": 8, "context_tokens": 512, "step_s": 0.02, "tokens_per_s": 400.0, "compiled": True,
                           "warm_up_s": 61.0}]}  # fmt: skip
     without = {**engine, "graph_sizes": [], "decoding": [{**decoding, "tokens_per_s": 600.0}]}
+    rounded = {**engine, "quantization": "fp8", "decoding": [{**decoding, "tokens_per_s": 1400.0}]}
     data = {
         "engine": engine,
         "engine_without_graphs": without,
+        "engine_in_8_bits": rounded,
         "peer": peer,
         "loading": loading,
         "cluster": cluster,
@@ -100,11 +102,18 @@ def test_every_benchmark_of_the_check_has_its_tables() -> None:
     assert "| 8 | 512 | 400.0 | 20.00 ms | compiled | 61 s |" in text
     assert "| decoding 8 streams, share of the copy's bandwidth | 50.0% |" in text
     assert "| decoding 8 streams, graphs against none | 1.33 times |" in text
+    assert "| decoding 8 streams, 8-bit floats against bfloat16 | 1.75 times |" in text
     assert "| decoding 8 streams, against transformers | 2.00 times |" in text
     assert "| 4 × 2048 | 200.0 ms | 40000 | 600.0 |" in text
     assert "| 8 layers of `8b` | 5.00 GB | 3.00 s | 0.50 s | 10.00 GB/s |" in text
     assert "| 1 | 9.0 s | 20 ms | b1 100.0 | 5.0% | 1024 / 512 MiB |" in text
     assert {part.name for part in parts("cuda")} == {"tests", *data}
+
+
+def test_a_gpu_that_does_not_multiply_8_bit_floats_passes_without_their_figures() -> None:
+    reason = "fp8 needs a GPU of compute capability 8.9 or more"
+    result = Outcome("engine_in_8_bits", "", True, 1.0, "", {"not_measured": reason}, (), "")
+    assert f"Not measured: {reason}." in render({}, [result], [])
 
 
 def test_a_part_that_fails_or_hangs_says_so_and_leaves_its_output(tmp_path: Path) -> None:

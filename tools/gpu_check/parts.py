@@ -127,6 +127,7 @@ def parts(device: str) -> list[Part]:
         Part("tests", tests, 900.0, "junit", may_skip_all=not real),
         Part("engine", engine, 300.0, "json"),
         Part("engine_without_graphs", eager, 300.0, "json"),
+        Part("engine_in_8_bits", (*engine, "--quantization", "fp8"), 300.0, "json"),
         Part("peer", peer, 400.0, "json"),
         Part("loading", loading, 240.0, "json"),
         Part("cluster", cluster, 300.0, "json"),

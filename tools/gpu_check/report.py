@@ -66,6 +66,7 @@ def _ratios(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
         return {row["streams"]: row["tokens_per_s"] for row in data.get(name, {}).get("decoding", ())}
 
     ours, without, peer = rates("engine"), rates("engine_without_graphs"), rates("peer")
+    rounded = rates("engine_in_8_bits")
     shown: set[int] = set()
     for row in data.get("engine", {}).get("decoding", ()):
         streams = row["streams"]
@@ -76,6 +77,8 @@ def _ratios(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"{what}, share of the copy's bandwidth", f"{row['bandwidth_share']:.1%}"
         if streams in without:
             yield f"{what}, graphs against none", f"{ours[streams] / without[streams]:.2f} times"
+        if streams in rounded:
+            yield f"{what}, 8-bit floats against bfloat16", f"{rounded[streams] / ours[streams]:.2f} times"
         if streams in peer:
             yield f"{what}, against transformers", f"{ours[streams] / peer[streams]:.2f} times"
 
@@ -108,6 +111,8 @@ def _tests(cases: Sequence[Case]) -> list[str]:
 
 
 def _engine(data: Any) -> list[str]:
+    if "not_measured" in data:
+        return [f"Not measured: {data['not_measured']}."]
     lines = [
         f"{data['device']}, shape `{data['shape']}` ({data['parameters'] / 1e9:.2f} billion parameters, "
         f"{data['dtype']}, {data['weights_bytes'] / 1e9:.2f} GB of weights). A copy within the device moves "
@@ -182,6 +187,7 @@ def _peer(data: Any) -> list[str]:
 _BENCHMARKS = {
     "engine": _engine,
     "engine_without_graphs": _engine,
+    "engine_in_8_bits": _engine,
     "peer": _peer,
     "loading": _loading,
     "cluster": _cluster,

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from ryzanstein.model_plan import FP8, ModelError, open_checkpoint, read_model_config
+from ryzanstein.model_plan import (
+    FP8,
+    ModelError,
+    open_checkpoint,
+    read_model_config,
+    weight_bytes_per_rank,
+)
 from ryzanstein_shard_worker.checkpoint import DistributedCheckpointLoader, DistributedParameterInitializer
 from ryzanstein_shard_worker.communication import CommunicationHandler, RebindableHandler, SingleHandler
 from ryzanstein_shard_worker.models import Decoder, build_model
 from ryzanstein_shard_worker.on_demand import is_put_off, provide, put_off
 from ryzanstein_shard_worker.parallel import dense_causal_attend
-from tests.checkpoints import Checkpoints
+from tests.checkpoints import FAMILIES, Checkpoints
 from tests.ranks import run_ranks
 
 CPU, F32, BF16 = torch.device("cpu"), torch.float32, torch.bfloat16
@@ -92,6 +99,22 @@ def test_a_model_in_8_bits_is_never_all_there_in_16(checkpoints: Checkpoints, *,
     assert len(seen) == 15
     # The embedding stays; of the rest no more than is read ahead.
     assert max(seen) < 0.7 * whole
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_in_8_bits_takes_the_bytes_that_were_planned(
+    checkpoints: Checkpoints, family: str, *, tied: bool
+) -> None:
+    directory = checkpoints(family, tie_word_embeddings=tied)
+    config = read_model_config(directory)
+    for world in (1, 2):
+        model = build(directory, RebindableHandler(world - 1, world), on_demand=True, dtype=BF16)
+        loader_of(directory, world - 1, world).load(
+            model, None, functools.partial(model.pack_module, quantization=FP8)
+        )
+        planned = weight_bytes_per_rank(config, world, "bfloat16", packed=True, quantization=FP8)
+        assert model.weights_bytes == planned
 
 
 def test_what_comes_from_a_peer_gets_its_memory_on_the_way(checkpoints: Checkpoints) -> None:
