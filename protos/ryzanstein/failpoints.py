@@ -20,6 +20,8 @@ Without the variable, a point costs one comparison.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import signal
 import sys
@@ -30,7 +32,7 @@ from pathlib import Path
 _directory = os.environ.get("RYZANSTEIN_FAILPOINTS")
 _process = ""
 _passes: Counter[str] = Counter()
-_held: list[bytes] = []
+_held: list[mmap.mmap] = []
 
 
 def identify(process: str) -> None:
@@ -73,7 +75,7 @@ def _act(action: str, numbers: list[str]) -> bool:
     elif action == "sleep":
         time.sleep(float(numbers[0]))
     elif action == "hold":
-        _held.append(b"\1" * int(float(numbers[0]) * 2**30))
+        _hold(int(float(numbers[0]) * 2**30))
     elif action == "memory":
         torch = sys.modules.get("torch")
         raise (MemoryError if torch is None else torch.OutOfMemoryError)("failpoint: out of memory")
@@ -84,3 +86,10 @@ def _act(action: str, numbers: list[str]) -> bool:
     else:
         raise ValueError(f"{action!r} is nothing that a failpoint does")
     return False
+
+
+def _hold(size_bytes: int) -> None:
+    """Touches every page, without the interpreter's lock: that takes seconds, and heartbeats go on meanwhile."""
+    held = mmap.mmap(-1, size_bytes)
+    ctypes.memset((ctypes.c_char * size_bytes).from_buffer(held), 1, size_bytes)
+    _held.append(held)

@@ -99,15 +99,23 @@ class Fault:
     resident_gib: float = 0.0
     failpoints: Failpoints | None = None
 
+    def prepare(self, worker: dict[str, Any]) -> None:
+        """Makes the rank as large as wanted. Its group waits for it meanwhile."""
+        if not self.resident_gib or self.failpoints is None:
+            return
+        process = psutil.Process(worker["pid"])
+        wanted_bytes = process.memory_info().rss + self.resident_gib * 2**30 * 0.95
+        self.failpoints.arm("step.decode", worker["id"], f"hold {self.resident_gib}")
+        deadline = time.monotonic() + 60
+        while (resident_bytes := process.memory_info().rss) < wanted_bytes:
+            assert time.monotonic() < deadline, (
+                f"{worker['id']} takes no {self.resident_gib} GiB: {resident_bytes / 2**30:.1f} GiB are resident"
+            )
+            time.sleep(0.05)
+
     def strike(self, worker: dict[str, Any]) -> float:
         """Returns the moment of it."""
         process = psutil.Process(worker["pid"])
-        if self.resident_gib and self.failpoints is not None:
-            wanted = process.memory_info().rss + self.resident_gib * 2**30 * 0.95
-            self.failpoints.arm("step.decode", worker["id"], f"hold {self.resident_gib}")
-            while process.memory_info().rss < wanted:
-                time.sleep(0.05)
-            time.sleep(0.5)
         struck_at = time.monotonic()
         process.send_signal(self.signal)
         return struck_at
@@ -119,6 +127,8 @@ def strike(
     """`kill -9` (or another fault) of one rank in the midst of the streams; returns when they flow again."""
     fault = fault or Fault()
     victim = cluster.workers()[rank]
+    fault.prepare(victim)
+    traffic.wait_for_flow()
     epoch = cluster.snapshot()["epoch"]
     calm_since = time.monotonic()  # all streams flow: the recovery before this one is over
     time.sleep(0.3)
@@ -216,7 +226,9 @@ def main() -> int:
     parser.add_argument(
         "--health-every", type=float, default=0.005, help="seconds; each costs processor time"
     )
-    parser.add_argument("--resident-gib", type=float, default=0.0)
+    parser.add_argument(
+        "--resident-gib", type=float, default=0.0, help="memory that a rank takes before its fault"
+    )
     parser.add_argument("--calm-minutes", type=float, default=0.0, help="before: nothing may be suspected")
     parser.add_argument("--json", type=Path, help="where to write every kill")
     options = parser.parse_args()
