@@ -16,8 +16,9 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST, _SETTINGS, _PING, _WINDOW, _CONTINUATION = 0, 1, 3, 4, 6, 8, 9
 _END_STREAM, _END_HEADERS = 1, 4
 
-#: gRPC's core writes trailers as literals too when they are the connection's first.
-_STATUS = re.compile(rb"grpc-status[\x01-\x02](\d{1,2})(?:[^\x01]{0,3}grpc-message.([ -~]*))?")
+#: gRPC's core writes trailers as literals too, without Huffman coding, when they are the connection's first.
+_STATUS = re.compile(rb"\x0bgrpc-status[\x01-\x02](\d{1,2})")
+_MESSAGE = b"\x0cgrpc-message"
 _DEFECTS = {b"2", b"13", b"15"}
 #: How answers begin that gRPC's core gives before any code of ours hears of the call: UNKNOWN to one with no method of
 #: HTTP, or with two; INTERNAL to what is no HTTP/2, or no header of gRPC's (1.85; 1.72 says nothing to most of it).
@@ -187,14 +188,39 @@ def attack(address: str, bytes_sent: bytes, *, patience_s: float) -> tuple[str, 
         connection.settimeout(patience_s)
         with contextlib.suppress(OSError):
             connection.sendall(bytes_sent)
-            while not _STATUS.search(heard):
+            while status_in(heard) is None:
                 part = connection.recv(65536)
                 if not part:
                     break
                 heard += part
-    found = _STATUS.search(heard)
+    found = status_in(heard)
     if found is None:
         return "nothing", False
-    status, message = found[1], found[2] or b""
+    status, message = found
     ours = status in _DEFECTS and not message.startswith(_NOT_OURS)
-    return f"{status.decode()} {message.decode()}".strip(), ours
+    return f"{status.decode()} {message.decode(errors='replace')}".strip(), ours
+
+
+def status_in(heard: bytes) -> tuple[bytes, bytes] | None:
+    """→ grpc-status and grpc-message of the first whole frame of headers that has them; None if none has come yet."""
+    while len(heard) >= 9:
+        end = 9 + int.from_bytes(heard[:3])
+        payload, kind = heard[9:end], heard[3]
+        if kind == _HEADERS and len(heard) >= end and (found := _STATUS.search(payload)):
+            _, name, after = payload.partition(_MESSAGE)
+            return found[1], _text_at(after) if name else b""
+        heard = heard[end:]
+    return None
+
+
+def _text_at(data: bytes) -> bytes:
+    """The text that begins here, as `_text` writes it: its length comes first (RFC 7541, 5.1 and 5.2)."""
+    length, at = data[0] & 127, 1
+    if length == 127:
+        shift = 0
+        while True:
+            length += (data[at] & 127) << shift
+            shift, at = shift + 7, at + 1
+            if data[at - 1] < 128:
+                break
+    return data[at : at + length]
