@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def spellings() -> set[str]:
     return known
 
 
+@cache
 def _program() -> Any:
     return typer.main.get_command(build_app())
 
