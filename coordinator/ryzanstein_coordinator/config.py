@@ -16,6 +16,7 @@ from ryzanstein.tls import TlsFiles
 BLOCK_SIZE = 16
 
 _DEVICES = ("auto", "cpu", "cuda")
+_PINNINGS = ("auto", "cores", "none")
 
 
 class ConfigError(ValueError):
@@ -44,6 +45,8 @@ class OrchestratorConfig:
     device: str = "auto"
     #: Of each local worker; 0: the host's processors shared out.
     cpu_threads: int = 0
+    #: "auto", "cores" or "none": whether each local worker's threads get processors of their own.
+    cpu_pinning: str = "auto"
 
     # --- the engine's bounds
     #: "auto" is the checkpoint's.
@@ -173,6 +176,8 @@ class OrchestratorConfig:
     def _check_numerics(self) -> None:
         if self.device not in _DEVICES:
             raise ConfigError(f"--device: {self.device!r} is not one of {', '.join(_DEVICES)}")
+        if self.cpu_pinning not in _PINNINGS:
+            raise ConfigError(f"--cpu-pinning: {self.cpu_pinning!r} is not one of {', '.join(_PINNINGS)}")
         if self.dtype != "auto" and self.dtype not in DTYPE_BYTES:
             raise ConfigError(f"--dtype: {self.dtype!r} is not one of auto, {', '.join(DTYPE_BYTES)}")
         if self.quantization not in QUANTIZATIONS:

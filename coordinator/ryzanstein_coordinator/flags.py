@@ -90,6 +90,13 @@ def configuration(
     cpu_threads: Annotated[
         int, typer.Option(help="threads of each local worker; 0 shares the processors out")
     ] = 0,
+    cpu_pinning: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|cores|none",
+            help="processors of each local worker's threads: own ones where there are several NUMA nodes; always; any",
+        ),
+    ] = "auto",
     replacement_wait: Annotated[
         float, typer.Option(metavar="SECONDS", help="how long a dead rank's replacement is waited for")
     ] = 30.0,
@@ -163,6 +170,7 @@ def configuration(
         memory_utilization=memory_utilization,
         kv_cache_bytes=kv_cache_memory,
         cpu_threads=cpu_threads,
+        cpu_pinning=cpu_pinning,
         replacement_wait_s=replacement_wait,
         collective_timeout_s=collective_timeout,
         progress_deadline_s=progress_deadline,

@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from ryzanstein.processors import Processor, format_processors, share_processors
+
 from .memory_plan import DeviceShare
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -30,6 +32,23 @@ def local_shares(device: str, count: int) -> tuple[DeviceShare, ...]:
             )
         return tuple(_share("cuda", total, 1) for total in gpus[:count])
     return (_share("cpu", host_memory(), count),) * count
+
+
+def pinned_processors(
+    processors: Sequence[Processor], count: int, threads: int, pinning: str
+) -> tuple[str, ...]:
+    """Those of each of `count` workers on this host, as a worker's `--cpu-pinning` takes them; empty: any.
+
+    Args:
+        processors: of this host, that may be used.
+        pinning: "none"; "cores": own ones if there are enough; "auto": that, on hosts with several NUMA nodes. On one
+            node nothing was won by it where it was measured, and what else runs can't be avoided any more.
+    """
+    if pinning == "none":
+        return ()
+    if pinning == "auto" and (count < 2 or len({processor.node for processor in processors}) < 2):
+        return ()
+    return tuple(format_processors(block) for block in share_processors(processors, count, threads))
 
 
 class DeviceCountError(ValueError):

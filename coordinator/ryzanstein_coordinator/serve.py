@@ -13,12 +13,13 @@ from pathlib import Path
 import structlog
 
 from ryzanstein.join_proof import new_token, read_tokens
+from ryzanstein.processors import read_processors
 from ryzanstein.program import EXIT_FAILED, EXIT_USAGE
 from ryzanstein.settings import ENVIRONMENT_PREFIX, environment_variable
 
 from .api_keys import read_keys
 from .config import ConfigError, OrchestratorConfig
-from .local_devices import local_shares
+from .local_devices import local_shares, pinned_processors
 from .resource_allocator import ResourceAllocator
 from .served_model import read_served_model
 from .supervisor import Child, Supervisor, announcements
@@ -110,6 +111,14 @@ class _Parent:
         self._arguments = arguments
         self._join = ["--join-token-file", str(token_file)]
         self._inherited = inherited
+        allowed = os.sched_getaffinity(0)
+        self._threads = config.cpu_threads or max(1, len(allowed) // len(kinds))
+        #: The processors of each worker, always the same: one that is started again has them for itself, and a spare
+        #: has its own. Empty: any.
+        self._pinned: tuple[str, ...] = ()
+        if set(kinds) == {"cpu"}:
+            processors = read_processors(allowed)
+            self._pinned = pinned_processors(processors, len(kinds), self._threads, config.cpu_pinning)
         self._supervisor = Supervisor()
         self._stop, self._kill = asyncio.Event(), asyncio.Event()
         #: HOST:PORT of the coordinator's gRPC server, once it listens; of HTTP; and where its own workers register, if
@@ -203,7 +212,9 @@ class _Parent:
         number = names.index(name)
         device = "cpu" if self._kinds[number] == "cpu" else f"cuda:{number}"
         arguments += ["--worker-id", name, "--device", device]
-        threads = self._config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // len(names))
+        threads = self._threads
+        if number < len(self._pinned):
+            arguments += ["--cpu-pinning", self._pinned[number]]
         # All of the group is on this machine: whatever the coordinator listens on, nobody else needs to reach them.
         arguments += ["--cpu-threads", str(threads), "--host", "127.0.0.1"]
         arguments += ["--log-format", self._config.log_format, "--log-level", self._config.log_level]

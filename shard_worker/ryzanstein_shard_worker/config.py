@@ -9,6 +9,7 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ryzanstein.processors import parse_processors
 from ryzanstein.tls import TlsFiles
 
 _WORKER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}\Z")
@@ -39,6 +40,8 @@ class DistributedConfig:
     model_dir: Path | None = None
     #: Threads of one step on a CPU.
     cpu_threads: int = 1
+    #: The processors of the threads that compute on a CPU; empty: any.
+    pinned_to: tuple[int, ...] = ()
     #: A leader without work lets all ranks prove that they answer this often.
     keep_alive_s: float = 0.1
     #: Most time that running streams get when this worker is told to stop and nobody takes its rank.
@@ -85,6 +88,16 @@ class DistributedConfig:
                 f"--host: {self.host} is open to other machines; give {' and '.join(missing)}, "
                 "or use 127.0.0.1, or add --insecure in a network that you trust"
             )
+
+
+def read_pinning(text: str) -> tuple[int, ...]:
+    """`--cpu-pinning` → the processors; none is (). Raises ConfigError."""
+    if text == "none":
+        return ()
+    try:
+        return parse_processors(text)
+    except ValueError as error:
+        raise ConfigError(f"--cpu-pinning: {error}; give processors, e.g. 0-15 or 0,2, or none") from None
 
 
 def is_loopback(host: str) -> bool:

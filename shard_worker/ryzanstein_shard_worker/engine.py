@@ -28,6 +28,7 @@ from .engine_status import EngineStatus
 from .epoch import EpochMembership, parameter_sources, run_steps
 from .fulfilment import fulfil
 from .inbox import Inbox
+from .pinning import Pinning
 from .process_groups import Group, ProcessGroupManager
 from .pulse import Pulse
 from .runner import Runner
@@ -70,6 +71,7 @@ class Engine:
         self._device = torch.device(config.device)
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+        self._pinning = Pinning(config.pinned_to)
         self._shelf = ShardShelf()
         self._gives_way = False
         #: The shard that was asked for last, and the one that is being loaded; None: none is.
@@ -121,13 +123,9 @@ class Engine:
 
     def abort(self, reason: str, timeout_s: float = 5.0) -> int:
         """Leaves the group at once, also out of a blocked collective, or a join wherever it is; the weights stay.
-        Blocks until it is out.
+        Blocks until it is out. → the last step that was finished; 0 outside a group.
 
-        Returns:
-            The last step that was finished; 0 outside a group.
-
-        Raises:
-            TimeoutError: it is not out in time.
+        Raises TimeoutError: it is not out in time.
         """
         failpoint("fence.begun")
         membership = self._membership
@@ -176,6 +174,7 @@ class Engine:
 
     def _main(self) -> None:
         try:
+            self._pinning.pin()  # before torch starts its threads, which inherit it
             torch.set_num_threads(self._config.cpu_threads)
             if self._device.type == "cuda":
                 torch.cuda.set_device(self._device)
@@ -269,7 +268,8 @@ class Engine:
         self._set(state=cluster_pb2.WORKER_STATE_LOADING, phase="forming", epoch=request.epoch, fault=None)
         bound_memory(self._device, limits.memory_bytes)
         failpoint("join.begun")
-        group = self._groups.join(request, self._device, aborts_seen=aborts_seen)
+        with self._pinning.lifted():
+            group = self._groups.join(request, self._device, aborts_seen=aborts_seen)
         membership = EpochMembership(group, Inbox(), CommunicationProfiler(group.handler))
         self._membership = membership
         shard.handler.bind(membership.profiler)

@@ -55,6 +55,10 @@ def shard_worker(
     cpu_threads: Annotated[
         int, typer.Option(help="threads of one step on a CPU; 0: one for each processor")
     ] = 0,
+    cpu_pinning: Annotated[
+        str,
+        typer.Option(metavar="LIST", help="processors of the threads that compute, e.g. 0-15; none: any"),
+    ] = "none",
     drain_timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="most time that running streams get at the end")
     ] = 30.0,
@@ -87,11 +91,12 @@ def shard_worker(
     """Serve one shard of the model: register with the coordinator and wait for its orders."""
     manager = ServiceManager.from_environment(os.environ)
     manager.status("starting")
-    from .config import DistributedConfig, default_worker_id
+    from .config import DistributedConfig, default_worker_id, read_pinning
 
     logs = configure_logging(log_format, log_level, service="shard-worker")
     device = _choose_device(device)
     worker_id = worker_id or default_worker_id(device)
+    pinned_to = read_pinning(cpu_pinning) if device == "cpu" else ()
     logs.bind(worker=worker_id)
     failpoints.identify(worker_id)
     coordinator = _told_address() if coordinator == "-" else coordinator
@@ -104,7 +109,8 @@ def shard_worker(
                 host=host,
                 port=port,
                 model_dir=model_dir,
-                cpu_threads=cpu_threads or len(os.sched_getaffinity(0)),
+                cpu_threads=cpu_threads or len(pinned_to or os.sched_getaffinity(0)),
+                pinned_to=pinned_to,
                 drain_timeout_s=drain_timeout,
                 join_token_file=join_token_file,
                 tls=TlsFiles(
