@@ -30,6 +30,7 @@ from ryzanstein_shard_worker.parallel.fp8_weight import (
     defined_product,
     fp8_problem,
     scaled_product,
+    tried_product,
 )
 from tests.checkpoints import FAMILIES, Checkpoints
 from tests.unit.gpu.steps import BUNDLED
@@ -71,6 +72,11 @@ def test_products_are_those_of_the_definition(
             expected = defined_product(rows, rounded, row_scales, scales.view(1, -1), added, torch.float32)
             worst = (linear(x, added).float() - expected).abs().max() / expected.abs().max()
             assert worst < (1e-2 if dtype == torch.bfloat16 else 2e-3), (count, added is None)
+
+
+def test_the_product_adds_a_bias(cuda: torch.device) -> None:
+    """Else it is added behind it, rounded once more: right, but worth knowing."""
+    assert [tried_product(dtype, cuda, biased=True) for dtype in HALVES] == ["", ""]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)

@@ -46,6 +46,9 @@ class Fp8Weight:
             rounded, scales = round_rows_by_torch(weight.detach())
             if padded != self.out_features:
                 rounded, scales = _filled_up(rounded, scales, padded)
+        self._adds_bias = weight.device.type != "cuda" or not tried_product(
+            weight.dtype, weight.device, biased=True
+        )
         self._weight = rounded  # [N', K'], used transposed, as column-major
         self._scales = scales.view(1, padded)
 
@@ -60,12 +63,15 @@ class Fp8Weight:
         if x.shape[0] == 0:
             return x.new_empty(0, self.out_features)
         extra = self._weight.shape[0] - self.out_features
-        if bias is not None and extra:
-            bias = functional.pad(bias, (0, extra))
+        inner = bias if self._adds_bias else None
+        if inner is not None and extra:
+            inner = functional.pad(inner, (0, extra))
         rows, scales = round_rows(x)
         product = scaled_product if x.device.type == "cuda" else defined_product
-        y = product(rows, self._weight, scales, self._scales, bias, self._dtype)
-        return y[:, : self.out_features].contiguous() if extra else y
+        y = product(rows, self._weight, scales, self._scales, inner, self._dtype)
+        if extra:
+            y = y[:, : self.out_features].contiguous()
+        return y if bias is None or self._adds_bias else y.add_(bias)  # rounded once more
 
 
 def scaled_product(
@@ -108,13 +114,17 @@ def fp8_problem(dtype: torch.dtype, device: torch.device) -> str:
             f"fp8 needs a GPU of compute capability {'.'.join(map(str, FP8_CAPABILITY))} or more, and "
             f"{torch.cuda.get_device_name(device)} has {'.'.join(map(str, capability))}: serve with --quantization none"
         )
-    problem = tried_product(dtype, device)
+    problem = tried_product(dtype, device, biased=False)
     return f"{problem}: serve with --quantization none, or install another torch" if problem else ""
 
 
 @functools.cache
-def tried_product(dtype: torch.dtype, device: torch.device) -> str:
-    """What is wrong with `scaled_product` on this device, tried once per process; empty if it is right."""
+def tried_product(dtype: torch.dtype, device: torch.device, *, biased: bool) -> str:
+    """What is wrong with `scaled_product` on this device, tried once per process; empty if it is right.
+
+    Args:
+        biased: with a bias, which it may lack where it has the product; then that is added behind it.
+    """
     generator = torch.Generator().manual_seed(3)
     weight, bias, every = (
         torch.randn(size, generator=generator).to(device=device, dtype=dtype)
@@ -123,21 +133,20 @@ def tried_product(dtype: torch.dtype, device: torch.device) -> str:
     rounded, scales = round_rows_by_torch(weight)
     for count in _TRIED_ROWS:
         rows, row_scales = round_rows_by_torch(every[:count])
-        for added in (None, bias):
-            given = (rows, rounded, row_scales, scales.view(1, -1), added, dtype)
-            expected = defined_product(*given).float()
-            try:
-                got = scaled_product(*given).float()
-            except torch.AcceleratorError:
-                raise  # the device's context is lost
-            except Exception as error:  # whatever a library raises: it does not serve
-                if is_out_of_memory(error):
-                    raise
-                reason = str(error).splitlines()[0][:200]
-                return f"torch {torch.__version__} can't multiply 8-bit floats here: {type(error).__name__}: {reason}"
-            worst = float((got - expected).abs().max() / expected.abs().max())
-            if not worst <= _TOLERANCE[dtype]:
-                return f"torch {torch.__version__} multiplies 8-bit floats wrongly here, by {worst:.2g}"
+        given = (rows, rounded, row_scales, scales.view(1, -1), bias if biased else None, dtype)
+        expected = defined_product(*given).float()
+        try:
+            got = scaled_product(*given).float()
+        except torch.AcceleratorError:
+            raise  # the device's context is lost
+        except Exception as error:  # whatever a library raises: it does not serve
+            if is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0][:200]
+            return f"torch {torch.__version__} can't multiply 8-bit floats here: {type(error).__name__}: {reason}"
+        worst = float((got - expected).abs().max() / expected.abs().max())
+        if not worst <= _TOLERANCE[dtype]:
+            return f"torch {torch.__version__} multiplies 8-bit floats wrongly here, by {worst:.2g}"
     return ""
 
 

@@ -84,10 +84,11 @@ def test_zeros_stay_zeros_and_what_is_not_finite_becomes_nan() -> None:
 @pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
 def test_torch_multiplies_as_it_is_defined(dtype: torch.dtype) -> None:
     """On a CPU where torch has the product; tests/gpu has this on a GPU."""
-    problem = tried_product(dtype, CPU)
+    problem = tried_product(dtype, CPU, biased=False)
     if "can't multiply" in problem:
         pytest.skip(problem)
     assert problem == ""
+    assert tried_product(dtype, CPU, biased=True) == ""
     weight, x = random(48, 320, scale=0.05).to(dtype), random(33, 320, seed=1).to(dtype)
     rounded, scales = round_rows(weight)
     rows, row_scales = round_rows(x)
@@ -105,8 +106,16 @@ def test_a_product_that_is_wrong_or_missing_is_said(monkeypatch: pytest.MonkeyPa
     ):
         tried_product.cache_clear()
         monkeypatch.setattr(fp8_weight, "scaled_product", broken)
-        assert said in tried_product(BF16, CPU)
+        assert said in tried_product(BF16, CPU, biased=False)
     tried_product.cache_clear()
+
+
+def test_a_bias_that_the_product_can_not_add_is_added_behind_it() -> None:
+    linear, x, bias = Fp8Weight(random(33, 64)), random(5, 64, seed=1), random(33, seed=2)
+    together = linear(x, bias)
+    linear._adds_bias = False  # as on a device whose product failed with one
+    torch.testing.assert_close(linear(x, bias), together)
+    assert torch.equal(linear(x), Fp8Weight(random(33, 64))(x))
 
 
 @pytest.mark.parametrize("shape", [(64, 128), (33, 77), (1, 1), (16, 16)])
@@ -191,7 +200,7 @@ def test_a_gpu_that_is_too_old_is_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old GPU")
-    monkeypatch.setattr(fp8_weight, "tried_product", lambda dtype, device: "")
+    monkeypatch.setattr(fp8_weight, "tried_product", lambda dtype, device, biased: "")
     problem = fp8_problem(BF16, torch.device("cuda:0"))
     assert problem.endswith(said)
     assert bool(problem) == bool(said)
@@ -200,7 +209,7 @@ def test_a_gpu_that_is_too_old_is_refused(
 def test_cpus_float32_and_products_that_fail_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda:0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(fp8_weight, "tried_product", lambda dtype, device: "torch can't")
+    monkeypatch.setattr(fp8_weight, "tried_product", lambda dtype, device, biased: "torch can't")
     assert fp8_problem(BF16, CPU) == (
         "fp8 is for workers on GPUs; on CPUs serve with --quantization int8 or none"
     )
