@@ -7,10 +7,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
+from ryzanstein.model_plan import FP8, read_model_config, weight_bytes_per_rank
 from ryzanstein_client import Client
 from ryzanstein_client.types import RequestOptions
+from ryzanstein_shard_worker.parallel.fp8_weight import fp8_problem
 from tests.checkpoints import FAMILIES, make_checkpoint
+from tests.cluster.harness import BUNDLED_MODEL
 from tests.cluster.test_checkpoints import PROMPT, greedy_by_transformers
 
 from .clusters import READY_S, one_rank, two_ranks
@@ -57,6 +61,33 @@ def test_a_killed_worker_comes_back_and_the_stream_goes_on(tmp_path: Path) -> No
                 victim = None
         assert victim is None
         assert tokens == list(undisturbed)
+        assert cluster.snapshot()["last_recovery"]["requests_resumed"] == 1
+
+
+def test_8_bit_floats_serve_within_their_ledger_and_come_back_after_a_kill(tmp_path: Path) -> None:
+    problem = fp8_problem(torch.bfloat16, torch.device("cuda:0"))
+    if "compute capability" in problem:
+        pytest.skip(problem)
+    planned = weight_bytes_per_rank(
+        read_model_config(BUNDLED_MODEL), 1, "bfloat16", packed=True, quantization=FP8
+    )
+    flags = ("--quantization", "fp8", "--dtype", "bfloat16")
+    with (
+        one_rank(tmp_path / "state", BUNDLED_MODEL, *flags) as cluster,
+        Client(cluster.ready(READY_S).grpc) as client,
+    ):
+        worker = cluster.workers()[0]
+        assert worker["memory"]["weights_bytes"] == planned
+        victim: int | None = worker["pid"]
+        tokens: list[int] = []
+        for chunk in client.stream(PROMPT, max_tokens=200, ignore_eos=True, temperature=0.0):
+            tokens += chunk.token_ids
+            if victim is not None and len(tokens) >= 40:
+                psutil.Process(victim).send_signal(signal.SIGKILL)
+                victim = None
+        assert victim is None
+        assert len(tokens) == 200
+        assert cluster.snapshot()["model"]["quantization"] == "fp8"
         assert cluster.snapshot()["last_recovery"]["requests_resumed"] == 1
 
 
