@@ -9,7 +9,7 @@ there first takes the file away, so that its replacement lives:
     exit            ends at once with status 0, saying nothing
     stop            SIGSTOP, to itself
     sleep 0.5       stands still for so many seconds
-    hold 8          takes so many GiB of memory and keeps them
+    hold 8          takes so many GiB of memory, while it goes on, and keeps them
     memory          torch.OutOfMemoryError, or MemoryError where there is no torch
     error           RuntimeError
     poison          answers True: the caller spoils its own result, where that makes sense
@@ -25,6 +25,7 @@ import mmap
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -75,7 +76,7 @@ def _act(action: str, numbers: list[str]) -> bool:
     elif action == "sleep":
         time.sleep(float(numbers[0]))
     elif action == "hold":
-        _hold(int(float(numbers[0]) * 2**30))
+        threading.Thread(target=_hold, args=(int(float(numbers[0]) * 2**30),), daemon=True).start()
     elif action == "memory":
         torch = sys.modules.get("torch")
         raise (MemoryError if torch is None else torch.OutOfMemoryError)("failpoint: out of memory")
@@ -89,7 +90,7 @@ def _act(action: str, numbers: list[str]) -> bool:
 
 
 def _hold(size_bytes: int) -> None:
-    """Touches every page, without the interpreter's lock: that takes seconds, and heartbeats go on meanwhile."""
+    """Touches every page, without the interpreter's lock: a machine may need seconds for a GiB."""
     held = mmap.mmap(-1, size_bytes)
     ctypes.memset((ctypes.c_char * size_bytes).from_buffer(held), 1, size_bytes)
     _held.append(held)

@@ -100,13 +100,13 @@ class Fault:
     failpoints: Failpoints | None = None
 
     def prepare(self, worker: dict[str, Any]) -> None:
-        """Makes the rank as large as wanted. Its group waits for it meanwhile."""
+        """Makes the rank as large as wanted, while it goes on."""
         if not self.resident_gib or self.failpoints is None:
             return
         process = psutil.Process(worker["pid"])
         wanted_bytes = process.memory_info().rss + self.resident_gib * 2**30 * 0.95
         self.failpoints.arm("step.decode", worker["id"], f"hold {self.resident_gib}")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while (resident_bytes := process.memory_info().rss) < wanted_bytes:
             assert time.monotonic() < deadline, (
                 f"{worker['id']} takes no {self.resident_gib} GiB: {resident_bytes / 2**30:.1f} GiB are resident"
