@@ -21,8 +21,8 @@ I, vocabulary V, head size d, and a rank's hq query and hkv key-value heads:
                                    captured steps the same formula with T = R = the largest size, which they share,
                                    and 16 MiB for each size
     communicator  nothing for one rank; on CPUs 2·T·H·4 + R·⌈V/N⌉·4 of buffers; on GPUs what NCCL takes
-    runtime       what the process held before it loaded anything, measured when it registered, and the kernels that
-                  come with the first steps
+    runtime       what the process held before it loaded anything, measured when it registered, and what comes with the
+                  first steps: kernels of oneDNN, or, where a CPU computes in tiles, the ends of huge pages
     reserve       fragments and rounding of the allocator
     kv_cache      whole blocks of 16 tokens: 2·layers·hkv·d·b bytes per token
 """
@@ -53,6 +53,12 @@ RUNTIME_BYTES = {"cpu": 256 * MIB, "cuda": 700 * MIB}
 #: What comes to it with the first step: kernels that oneDNN compiles for each shape, and its scratch memory. Measured
 #: on CPUs: 50 to 75 MiB. What is loaded onto a GPU with the kernels counts as its runtime.
 KERNEL_BYTES = {"cpu": 64 * MIB, "cuda": 0}
+#: The same where products are computed in tiles: code and tables that are touched for the first time, scratch memory of
+#: at most 6 MiB. Measured with `medium` in bfloat16 and int8: 24 MiB, apart from the ends of huge pages.
+TILES_BYTES = 24 * MIB
+#: `huge_pages` of the worker: weights share chunks of 32 MiB, or have one of their own, each of which ends in the
+#: middle of a page of 2 MiB.
+_CHUNK_BYTES, _PAGE_END_BYTES, _WEIGHTS_OF_A_LAYER = 32 * MIB, MIB, 4
 #: Buffers of an NCCL communicator with the default number of channels.
 NCCL_BYTES = 256 * MIB
 #: A slow core, a slow GPU.
@@ -123,6 +129,24 @@ def rank_needs(
         reserve=max(RESERVE_BYTES, int(RESERVE_SHARE * (weights + workspace))),
         kv_per_token=kv_bytes_per_token(model, size, dtype),
     )
+
+
+def tiles_serve(dtype: str, quantization: str) -> bool:
+    """Whether a CPU that can compute in tiles does so for such weights."""
+    return dtype == "bfloat16" or (quantization == INT8 and dtype == "float32")
+
+
+def kernel_bytes(model: ModelConfig, kind: str, weights: int, *, tiles: bool) -> int:
+    """What comes to a rank's runtime with its weights and first steps.
+
+    Args:
+        weights: bytes of the rank.
+        tiles: its products are computed in tiles.
+    """
+    if not tiles:
+        return KERNEL_BYTES[kind]
+    pieces = min(weights // _CHUNK_BYTES, _WEIGHTS_OF_A_LAYER * model.num_layers + 1)
+    return TILES_BYTES + pieces * _PAGE_END_BYTES
 
 
 def slowest_step_s(model: ModelConfig, size: int, *, kind: str, max_batched_tokens: int) -> float:

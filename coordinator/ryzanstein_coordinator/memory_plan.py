@@ -11,7 +11,16 @@ from ryzanstein.model_plan import ModelConfig, ModelError, parameter_count, refu
 
 from .config import BLOCK_SIZE, OrchestratorConfig
 from .group_record import EngineBounds
-from .memory_ledger import GIB, KERNEL_BYTES, RUNTIME_BYTES, Needs, format_bytes, rank_needs, slowest_step_s
+from .memory_ledger import (
+    GIB,
+    RUNTIME_BYTES,
+    Needs,
+    format_bytes,
+    kernel_bytes,
+    rank_needs,
+    slowest_step_s,
+    tiles_serve,
+)
 
 #: On a CPU more cache than this per rank is taken only when it is asked for: the host has other uses for
 #: memory.
@@ -38,6 +47,8 @@ class DeviceShare:
     baseline_bytes: int
     #: Workers that share it.
     sharing: int = 1
+    #: A CPU whose products are computed in tiles where the dtype allows it.
+    tiles: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +118,8 @@ class MemoryPlanner:
             return MemoryPlan(ledgers=(), kv_bytes_per_token=0, bounds=None, refusal=str(error))
         budgets = [self._budget(share) for share in shares]
         runtimes = [
-            (share.baseline_bytes or RUNTIME_BYTES[share.kind]) + KERNEL_BYTES[share.kind] for share in shares
+            (share.baseline_bytes or RUNTIME_BYTES[share.kind]) + self._kernel_bytes(share, needs)
+            for share in shares
         ]
         room = min(budget - runtime - needs.fixed for budget, runtime in zip(budgets, runtimes, strict=True))
         wanted = self._wanted_cache_bytes(needs, shares[0].kind, room)
@@ -202,6 +214,10 @@ class MemoryPlanner:
             max_num_seqs=self._config.max_num_seqs,
             graph_sizes=self._config.graph_sizes(kind),
         )
+
+    def _kernel_bytes(self, share: DeviceShare, needs: Needs) -> int:
+        tiles = share.tiles and tiles_serve(self.dtype, self._config.quantization)
+        return kernel_bytes(self._model, share.kind, needs.weights, tiles=tiles)
 
     def _batched_tokens(self, kind: str) -> int:
         if self._config.max_batched_tokens:

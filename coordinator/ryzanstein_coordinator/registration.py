@@ -69,6 +69,7 @@ def examine(
             free_bytes=device.free_bytes,
             baseline_bytes=device.baseline_bytes,
             instructions=device.instructions,
+            tiles=device.tiles,
         ),
         release=request.versions.release,
         cpu_threads=request.cpu_threads,

@@ -52,6 +52,7 @@ class ResourceAllocator:
             free_bytes=device.free_bytes,
             baseline_bytes=device.baseline_bytes,
             sharing=max(1, sharing),
+            tiles=device.tiles,
         )
 
     def holds(self, bounds: EngineBounds, shares: Sequence[DeviceShare]) -> bool:

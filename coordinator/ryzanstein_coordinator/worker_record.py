@@ -32,6 +32,8 @@ class DeviceRecord:
     baseline_bytes: int = 0
     #: Of a CPU: what it computes with, as far as other instructions give other bits; empty: not known.
     instructions: str = ""
+    #: Of a CPU: its products take no memory for kernels of oneDNN; see `memory_ledger.kernel_bytes`.
+    tiles: bool = False
 
 
 @dataclass(frozen=True, slots=True)

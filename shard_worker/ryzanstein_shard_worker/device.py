@@ -11,6 +11,7 @@ import torch
 from ryzanstein.v1 import cluster_pb2
 
 from .native.attention import native_attention
+from .native.linear import native_linear
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
@@ -21,8 +22,8 @@ class DeviceError(Exception):
     exit_code = 2
 
 
-def describe(device: torch.device) -> cluster_pb2.Device:
-    """The device as the coordinator plans with it.
+def describe(device: torch.device, cpu_threads: int) -> cluster_pb2.Device:
+    """The device as the coordinator plans with it, computing with so many threads if it is a CPU.
 
     Raises:
         DeviceError: there is no such device.
@@ -38,6 +39,7 @@ def describe(device: torch.device) -> cluster_pb2.Device:
         free_bytes=min(total, _meminfo_bytes("MemAvailable")),
         baseline_bytes=used_bytes(device),
         instructions=_instructions(),
+        tiles=cpu_threads == 1 and native_linear() is not None,
     )
 
 

@@ -192,7 +192,7 @@ class Membership:
             pid=os.getpid(),
             address=address,
             tls=self._config.tls.serves,
-            device=describe(self._device),
+            device=describe(self._device, config.cpu_threads),
             versions=cluster_pb2.Versions(
                 release=__version__,
                 wire=WIRE_VERSION,

@@ -97,6 +97,7 @@ class Device(_message.Message):
     FREE_BYTES_FIELD_NUMBER: _builtins.int
     BASELINE_BYTES_FIELD_NUMBER: _builtins.int
     INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    TILES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"cpu" or "cuda:0"."""
     kind: _builtins.str
@@ -111,6 +112,10 @@ class Device(_message.Message):
     """What the worker's process holds before it loads anything."""
     instructions: _builtins.str
     """Of a CPU: the instructions that it computes with, as far as other ones give other bits; empty: not known."""
+    tiles: _builtins.bool
+    """Of a CPU: products in bfloat16 and 8-bit integers are computed in tiles of our own, so that oneDNN compiles no kernels
+    for them. False: it does, or the worker is of an older release.
+    """
     def __init__(
         self,
         *,
@@ -121,10 +126,11 @@ class Device(_message.Message):
         free_bytes: _builtins.int = ...,
         baseline_bytes: _builtins.int = ...,
         instructions: _builtins.str = ...,
+        tiles: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_bytes", b"baseline_bytes", "free_bytes", b"free_bytes", "instructions", b"instructions", "kind", b"kind", "model", b"model", "name", b"name", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_bytes", b"baseline_bytes", "free_bytes", b"free_bytes", "instructions", b"instructions", "kind", b"kind", "model", b"model", "name", b"name", "tiles", b"tiles", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from ryzanstein_coordinator.resource_allocator import ResourceAllocator
 from .cluster_builders import GIB, MIB, configuration, cpu, gpu, llama_8b, tiny_model, worker
 
 
-def share(total_bytes: int, kind: str = "cuda", **changes: int) -> DeviceShare:
+def share(total_bytes: int, kind: str = "cuda", **changes: Any) -> DeviceShare:
     fields = {"free_bytes": total_bytes, "baseline_bytes": 600 * MIB, **changes}
     return DeviceShare(kind=kind, total_bytes=total_bytes, **fields)
 
@@ -70,6 +71,21 @@ def test_captured_steps_and_attention_count_on_gpus() -> None:
     off = ResourceAllocator(configuration(cuda_graphs="off"), llama_8b()).plan(1, (share(80 * GIB),))
     assert off.bounds is not None
     assert off.bounds.graph_sizes == ()
+
+
+def test_where_a_cpu_computes_in_tiles_no_kernels_of_onednn_are_planned_for() -> None:
+    def runtime(dtype: str, quantization: str, *, tiles: bool) -> int:
+        config = configuration(tensor_parallel_size=1, dtype=dtype, quantization=quantization, device="cpu")
+        device = share(64 * GIB, "cpu", tiles=tiles)
+        (ledger,) = MemoryPlanner(config, llama_8b()).plan(1, (device,)).ledgers
+        return (ledger.runtime - device.baseline_bytes) // MIB
+
+    assert runtime("bfloat16", "none", tiles=False) == 64
+    # 24, and the end of a huge page for each weight that has pages of its own: four in each of 32 layers, and the head.
+    assert runtime("bfloat16", "none", tiles=True) == 24 + 4 * 32 + 1
+    assert runtime("float32", "int8", tiles=True) == 24 + 4 * 32 + 1
+    assert runtime("float16", "int8", tiles=True) == 64
+    assert runtime("float32", "none", tiles=True) == 64
 
 
 def test_an_eighty_gigabyte_gpu_serves_an_8b_model_at_full_length() -> None:
