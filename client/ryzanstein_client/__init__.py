@@ -13,36 +13,40 @@ coordinator: each token is delivered exactly once, in order.
 
 from __future__ import annotations
 
-from .aio import AsyncClient
-from .aio_stream import AsyncCompletionStream
-from .errors import (
-    AlreadyExists,
-    Cancelled,
-    DeadlineExceeded,
-    Disconnected,
-    FailedPrecondition,
-    InternalError,
-    InvalidRequest,
-    NotFound,
-    PermissionDenied,
-    QueueFull,
-    RyzansteinError,
-    Unauthenticated,
-    Unavailable,
-)
-from .sync import Client
-from .sync_stream import CompletionStream
-from .types import (
-    Chunk,
-    Completion,
-    Message,
-    Model,
-    SamplingParams,
-    Timings,
-    TokenLogprob,
-    TopLogprob,
-    Usage,
-)
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .aio import AsyncClient
+    from .aio_stream import AsyncCompletionStream
+    from .errors import (
+        AlreadyExists,
+        Cancelled,
+        DeadlineExceeded,
+        Disconnected,
+        FailedPrecondition,
+        InternalError,
+        InvalidRequest,
+        NotFound,
+        PermissionDenied,
+        QueueFull,
+        RyzansteinError,
+        Unauthenticated,
+        Unavailable,
+    )
+    from .sync import Client
+    from .sync_stream import CompletionStream
+    from .types import (
+        Chunk,
+        Completion,
+        Message,
+        Model,
+        SamplingParams,
+        Timings,
+        TokenLogprob,
+        TopLogprob,
+        Usage,
+    )
 
 __all__ = [
     "AsyncClient",
@@ -72,3 +76,35 @@ __all__ = [
     "Disconnected",
     "InternalError",
 ]
+
+#: Where each name is that is not an error or a type. Modules are imported when they are asked for first: the command
+#: line is in this package, too, and `ryzanstein serve` would wait for gRPC's import before it starts anything.
+_HOMES = {
+    "AsyncClient": "aio",
+    "AsyncCompletionStream": "aio_stream",
+    "Client": "sync",
+    "CompletionStream": "sync_stream",
+}
+_TYPES = frozenset(
+    (
+        "Chunk",
+        "Completion",
+        "Message",
+        "Model",
+        "SamplingParams",
+        "Timings",
+        "TokenLogprob",
+        "TopLogprob",
+        "Usage",
+    )
+)
+
+if not TYPE_CHECKING:  # else every name would be one of this module's
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = _HOMES.get(name, "types" if name in _TYPES else "errors")
+        found = getattr(importlib.import_module(f".{home}", __name__), name)
+        globals()[name] = found
+        return found

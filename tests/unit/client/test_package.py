@@ -42,7 +42,7 @@ def test_importing_the_library_is_light() -> None:
     program = """
 import json, sys, time
 started = time.process_time()
-import ryzanstein_client
+from ryzanstein_client import AsyncClient, Client
 print(json.dumps([time.process_time() - started, sorted(sys.modules)]))
 """
     output = subprocess.run(
@@ -52,6 +52,23 @@ print(json.dumps([time.process_time() - started, sorted(sys.modules)]))
     heavy = {"rich", "typer", "structlog", "torch", "numpy", "click", "pydantic"}
     assert heavy.isdisjoint(modules)
     assert cpu_s < 0.5  # 0.1 s on a quiet machine; the bound leaves room for a busy one
+
+
+def test_the_command_line_begins_without_grpc() -> None:
+    """`serve` starts its children before anything else: what it imports first they all wait for."""
+    program = """
+import json, sys
+from ryzanstein_client.cli.main import build_app
+build_app()
+print(json.dumps(sorted(sys.modules)))
+"""
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert {"grpc", "google.protobuf", "torch", "numpy"}.isdisjoint(json.loads(output.stdout))
+
+
+def test_a_name_that_is_not_exported_is_said_to_be_missing() -> None:
+    with pytest.raises(ImportError, match="Nobody"):
+        exec("from ryzanstein_client import Nobody")
 
 
 @pytest.mark.parametrize("name", ryzanstein_client.__all__)
