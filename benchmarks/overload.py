@@ -1,6 +1,7 @@
 """What a cluster does when ten times as much is asked as it can take.
 
     python -m benchmarks.overload [--model DIR] [--ranks 2] [--front http|grpc] [--times 10] [--seconds 30]
+                                  [--real-time]
 
 Its capacity is what it admits: --max-num-seqs that run and --max-waiting that wait. First so many streams are kept
 going, each replaced when it has ended; that gives the rate at which requests end. Then requests come at that rate times
@@ -9,7 +10,9 @@ latencies of admitted requests compare. Refused ones don't come back. The bounds
 times, refusals under 50 ms, memory as before.
 
 Without --model the model that the coordinator brings is served. The callers are one process beside the cluster and take
-their share of the same processors: run it on a quiet machine and believe no single run.
+their share of the same processors: run it on a quiet machine and believe no single run. What they wait for a processor
+themselves is counted as the server's time, unless they have --real-time priority: then they wait for none, as callers
+on another machine, and the cluster gets what they leave.
 """
 
 from __future__ import annotations
@@ -128,6 +131,8 @@ def ratio(before: list[float], after: list[float], percent: str) -> float:
 
 async def measure(cluster: Cluster, options: argparse.Namespace) -> list[Phase]:
     """Both loads, on a cluster that serves."""
+    if options.real_time:  # now: the callers' threads are to inherit it, and the cluster not
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     capacity = options.max_num_seqs + options.max_waiting
     address = cluster.grpc if options.front == "grpc" else cluster.http
     caller: Caller = GrpcCaller(address) if options.front == "grpc" else HttpCaller(address)
@@ -163,6 +168,9 @@ def main() -> None:
     parser.add_argument("--max-waiting", type=int, default=8)
     parser.add_argument("--prompt-words", type=int, default=100)
     parser.add_argument("--output-tokens", type=int, default=64)
+    parser.add_argument(
+        "--real-time", action="store_true", help="priority of the callers; needs the right to it"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}; over {options.front}")
