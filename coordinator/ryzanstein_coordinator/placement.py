@@ -82,7 +82,7 @@ def backend_of(workers: Sequence[WorkerRecord]) -> str:
     hosts = {worker.host_id for worker in workers}
     if kinds == {"cpu"}:
         return "shared_memory" if len(hosts) == 1 else "gloo"
-    devices = {(worker.host_id, worker.device.name) for worker in workers}
+    devices = {(worker.host_id, worker.device.identity) for worker in workers}
     # NCCL refuses two ranks on one GPU.
     return "nccl" if len(devices) == len(workers) else "gloo"
 

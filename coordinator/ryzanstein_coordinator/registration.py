@@ -70,6 +70,7 @@ def examine(
             baseline_bytes=device.baseline_bytes,
             instructions=device.instructions,
             tiles=device.tiles,
+            uuid=device.uuid,
         ),
         release=request.versions.release,
         cpu_threads=request.cpu_threads,
@@ -105,9 +106,10 @@ def _check_fields(request: cluster_pb2.RegisterRequest) -> None:
         raise invalid_argument(
             f"Register: address {request.address!r} of {request.worker_id} is not HOST:PORT of its own server"
         )
-    texts = (request.address, request.host, request.host_id, request.versions.release)
+    texts: tuple[str, ...] = (request.address, request.host, request.host_id, request.versions.release)
     device = request.device
-    if any(len(text) > _MAX_TEXT for text in (*texts, device.name, device.model, device.instructions)):
+    texts += (device.name, device.model, device.instructions, device.uuid)
+    if any(len(text) > _MAX_TEXT for text in texts):
         raise invalid_argument(
             f"Register: a text of {request.worker_id} is longer than {_MAX_TEXT} characters"
         )

@@ -39,7 +39,9 @@ class ResourceAllocator:
         device = worker.device
         living = [other for other in workers if other.alive]
         together = [
-            other for other in living if other.host_id == worker.host_id and other.device.name == device.name
+            other
+            for other in living
+            if other.host_id == worker.host_id and other.device.identity == device.identity
         ]
         sharing = len(together)
         if device.kind == "cpu" and len(together) == len(living):

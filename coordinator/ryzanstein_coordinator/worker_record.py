@@ -34,6 +34,13 @@ class DeviceRecord:
     instructions: str = ""
     #: Of a CPU: its products take no memory for kernels of oneDNN; see `memory_ledger.kernel_bytes`.
     tiles: bool = False
+    #: Of a GPU: its own for good; empty: not known.
+    uuid: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Equal for processes of one host that use the same device: each may see another one as cuda:0."""
+        return self.uuid or self.name
 
 
 @dataclass(frozen=True, slots=True)

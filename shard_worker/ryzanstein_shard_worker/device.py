@@ -106,6 +106,7 @@ def _describe_cuda(device: torch.device) -> cluster_pb2.Device:
         total_bytes=total,
         free_bytes=free,
         baseline_bytes=total - free,
+        uuid=str(torch.cuda.get_device_properties(device).uuid),
     )
 
 

@@ -98,6 +98,7 @@ class Device(_message.Message):
     BASELINE_BYTES_FIELD_NUMBER: _builtins.int
     INSTRUCTIONS_FIELD_NUMBER: _builtins.int
     TILES_FIELD_NUMBER: _builtins.int
+    UUID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"cpu" or "cuda:0"."""
     kind: _builtins.str
@@ -116,6 +117,8 @@ class Device(_message.Message):
     """Of a CPU: products in bfloat16 and 8-bit integers are computed in tiles of our own, so that oneDNN compiles no kernels
     for them. False: it does, or the worker is of an older release.
     """
+    uuid: _builtins.str
+    """Of a GPU: its own for good, whatever number a process sees it under; empty: not known."""
     def __init__(
         self,
         *,
@@ -127,10 +130,11 @@ class Device(_message.Message):
         baseline_bytes: _builtins.int = ...,
         instructions: _builtins.str = ...,
         tiles: _builtins.bool = ...,
+        uuid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_bytes", b"baseline_bytes", "free_bytes", b"free_bytes", "instructions", b"instructions", "kind", b"kind", "model", b"model", "name", b"name", "tiles", b"tiles", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_bytes", b"baseline_bytes", "free_bytes", b"free_bytes", "instructions", b"instructions", "kind", b"kind", "model", b"model", "name", b"name", "tiles", b"tiles", "total_bytes", b"total_bytes", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

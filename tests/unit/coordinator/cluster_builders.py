@@ -88,13 +88,16 @@ def cpu(total_bytes: int = 16 * GIB, **changes: Any) -> DeviceRecord:
     return DeviceRecord(**{**fields, **changes})
 
 
-def gpu(index: int = 0, total_bytes: int = 80 * GIB, used_bytes: int = 600 * MIB) -> DeviceRecord:
+def gpu(
+    index: int = 0, total_bytes: int = 80 * GIB, used_bytes: int = 600 * MIB, uuid: str = ""
+) -> DeviceRecord:
     return DeviceRecord(
         name=f"cuda:{index}",
         kind="cuda",
         total_bytes=total_bytes,
         free_bytes=total_bytes - used_bytes,
         baseline_bytes=used_bytes,
+        uuid=uuid,
     )
 
 

@@ -200,6 +200,12 @@ def test_two_ranks_on_one_gpu_halve_it() -> None:
     assert [allocator.share(w, workers).sharing for w in workers] == [2, 2, 1]
 
 
+def test_gpus_that_processes_see_under_one_number_are_still_two() -> None:
+    allocator = ResourceAllocator(configuration(), tiny_model())
+    workers = [worker(f"w{n}", device=gpu(0, uuid=f"GPU-{n // 2}")) for n in range(3)]
+    assert [allocator.share(w, workers).sharing for w in workers] == [2, 2, 1]
+
+
 def test_what_others_hold_of_the_device_is_not_planned_with() -> None:
     taken = share(80 * GIB, free_bytes=20 * GIB, baseline_bytes=600 * MIB)
     plan = ResourceAllocator(configuration(tensor_parallel_size=1), llama_8b()).plan(1, (taken,))

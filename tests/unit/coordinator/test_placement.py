@@ -129,3 +129,5 @@ def test_the_backend_follows_from_devices_and_hosts() -> None:
     assert backend_of([worker("a"), worker("b", host_id="beta")]) == "gloo"
     assert backend_of([worker("a", device=gpu(0)), worker("b", device=gpu(1))]) == "nccl"
     assert backend_of([worker("a", device=gpu(0)), worker("b", device=gpu(0))]) == "gloo"
+    both = [worker("a", device=gpu(0, uuid="GPU-a")), worker("b", device=gpu(0, uuid="GPU-b"))]
+    assert backend_of(both) == "nccl", "each process sees its own as cuda:0"
