@@ -209,6 +209,7 @@ def limits_message(limits: EngineBounds) -> shard_worker_pb2.EngineLimits:
         prefix_caching=limits.prefix_caching,
         max_decode_slowdown=limits.max_decode_slowdown,
         graph_sizes=limits.graph_sizes,
+        gpu_attention=limits.gpu_attention,
     )
 
 

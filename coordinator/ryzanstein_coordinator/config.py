@@ -12,6 +12,9 @@ from pathlib import Path
 from ryzanstein.model_plan import DTYPE_BYTES, QUANTIZATIONS, UNQUANTIZED, refusal
 from ryzanstein.tls import TlsFiles
 
+#: What may compute attention on GPUs; "auto": the first of the others that gives the right numbers there.
+GPU_ATTENTION = ("auto", "flashinfer", "triton", "varlen", "torch")
+
 #: Tokens per KV block. The attention kernels, the ledger and the scheduler agree on it.
 BLOCK_SIZE = 16
 
@@ -68,6 +71,8 @@ class OrchestratorConfig:
     cuda_graphs: str = "auto"
     #: At these numbers of rows. None: powers of two up to `max_num_seqs`, and that.
     cuda_graph_sizes: tuple[int, ...] | None = None
+    #: What computes attention on GPUs, one of GPU_ATTENTION.
+    gpu_attention: str = "auto"
     #: Share of each device's memory that may be used, in (0, 1].
     memory_utilization: float = 0.9
     #: Bytes of KV cache per rank. None: what the ledger leaves, on CPUs no more than is needed.
@@ -160,7 +165,7 @@ class OrchestratorConfig:
             raise ConfigError(
                 f"--max-decode-slowdown: {self.max_decode_slowdown} is not above 1, e.g. 1.7; 0 sets no bound"
             )
-        self._check_graphs()
+        self._check_gpus()
         if not 0.0 < self.memory_utilization <= 1.0:
             raise ConfigError(f"--memory-utilization: {self.memory_utilization} is not in (0, 1], e.g. 0.9")
         if self.kv_cache_bytes is not None and self.kv_cache_bytes < 1:
@@ -197,9 +202,13 @@ class OrchestratorConfig:
                 "or use 127.0.0.1, or add --insecure in a network that you trust"
             )
 
-    def _check_graphs(self) -> None:
+    def _check_gpus(self) -> None:
         if self.cuda_graphs not in ("auto", "off"):
             raise ConfigError(f"--cuda-graphs: {self.cuda_graphs!r} is neither auto nor off")
+        if self.gpu_attention not in GPU_ATTENTION:
+            raise ConfigError(
+                f"--gpu-attention: {self.gpu_attention!r} is not one of {', '.join(GPU_ATTENTION)}"
+            )
         for size in self.cuda_graph_sizes or ():
             if not 1 <= size <= self.max_num_seqs:
                 raise ConfigError(

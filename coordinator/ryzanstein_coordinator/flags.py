@@ -15,7 +15,7 @@ from ryzanstein.program import ConfigFile, LogFormat, LogLevel
 from ryzanstein.sizes import parse_bytes
 from ryzanstein.tls import TlsFiles
 
-from .config import ConfigError, OrchestratorConfig, default_state_dir
+from .config import GPU_ATTENTION, ConfigError, OrchestratorConfig, default_state_dir
 
 
 def configuration(
@@ -72,6 +72,13 @@ def configuration(
             help="at these numbers of streams; default: powers of two up to max-num-seqs, and that",
         ),
     ] = "",
+    gpu_attention: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(GPU_ATTENTION),
+            help="what computes attention on GPUs; auto takes the first that gives the right numbers there",
+        ),
+    ] = "auto",
     max_waiting_requests: Annotated[
         int | None, typer.Option(help="requests that may wait for a place; default: eight for each that runs")
     ] = None,
@@ -165,6 +172,7 @@ def configuration(
         max_decode_slowdown=max_decode_slowdown,
         cuda_graphs=cuda_graphs,
         cuda_graph_sizes=_numbers("--cuda-graph-sizes", cuda_graph_sizes),
+        gpu_attention=gpu_attention,
         max_waiting_requests=max_waiting_requests,
         max_waiting_tokens=max_waiting_tokens,
         memory_utilization=memory_utilization,

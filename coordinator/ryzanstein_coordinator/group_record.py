@@ -84,6 +84,8 @@ class EngineBounds:
     max_decode_slowdown: float = 0.0
     #: Rows at which GPUs capture steps that only decode.
     graph_sizes: tuple[int, ...] = ()
+    #: What computes attention on GPUs; empty: on CPUs.
+    gpu_attention: str = ""
 
     @property
     def kv_tokens(self) -> int:

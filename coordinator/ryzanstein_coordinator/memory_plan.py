@@ -184,6 +184,7 @@ class MemoryPlanner:
             prefix_caching=self._config.prefix_caching,
             max_decode_slowdown=self._config.max_decode_slowdown,
             graph_sizes=self._config.graph_sizes(kind),
+            gpu_attention=self._config.gpu_attention if kind == "cuda" else "",
         )
         return replace(plan, bounds=bounds, notes=notes)
 

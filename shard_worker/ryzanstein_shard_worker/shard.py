@@ -162,8 +162,9 @@ class Shard:
 
     def step_device(self, pool: KVPool, limits: shard_worker_pb2.EngineLimits) -> StepDevice | None:
         """How a GPU's steps are launched over these pages: those of the epoch before, if nothing changed. CPU: None."""
-        sizes = tuple(limits.graph_sizes)
-        if self._device is None or self._device.graph_sizes != sizes:
+        sizes, attention = tuple(limits.graph_sizes), limits.gpu_attention
+        device = self._device
+        if device is None or (device.graph_sizes, device.gpu_attention) != (sizes, attention):
             self._device = None  # before the new one, not beside it
             self._device = step_device(
                 self.model,
@@ -171,6 +172,7 @@ class Shard:
                 sizes,
                 max_model_len=self.key.max_model_len,
                 reproducible=self.key.reproducible,
+                gpu_attention=attention,
             )
         return self._device
 

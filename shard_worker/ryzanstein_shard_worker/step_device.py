@@ -24,6 +24,7 @@ class StepDevice:
     graphs: DecodeGraphs | None
     #: As they were asked for.
     graph_sizes: tuple[int, ...]
+    gpu_attention: str = ""
 
 
 def step_device(
@@ -33,6 +34,7 @@ def step_device(
     *,
     max_model_len: int,
     reproducible: bool,
+    gpu_attention: str = "",
     rehearse: bool = False,
 ) -> StepDevice | None:
     """For a GPU's pages; None on a CPU, whose kernels take a step as it is.
@@ -41,6 +43,7 @@ def step_device(
         graph_sizes: rows of the steps that only decode which are to be captured; none: no graphs.
         max_model_len: the most tokens of a sequence.
         reproducible: a row's attention must not depend on what else is in the step.
+        gpu_attention: the kind of attention; empty or "auto": the first that fits.
         rehearse: also on a CPU, over pages without a native kernel: the same steps, with replays that compute again.
     """
     if pool.device.type != "cuda" and not rehearse:
@@ -52,7 +55,9 @@ def step_device(
     from .gpu.staging import Staging
 
     attention = choose_attention(
-        pool, ModelAttention(model.query_heads, model.sliding_windows, model.attention_scale, reproducible)
+        pool,
+        ModelAttention(model.query_heads, model.sliding_windows, model.attention_scale, reproducible),
+        kind=gpu_attention,
     )
     graphs = None
     if graph_sizes:
@@ -64,4 +69,4 @@ def step_device(
             sizes=graph_sizes,
             max_model_len=max_model_len,
         )
-    return StepDevice(attention, Staging(pool.device), graphs, graph_sizes)
+    return StepDevice(attention, Staging(pool.device), graphs, graph_sizes, gpu_attention)

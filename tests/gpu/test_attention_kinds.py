@@ -21,7 +21,7 @@ SHAPES = [
     {"heads": 16, "kv_heads": 2, "head_dim": 256, "dtype": torch.bfloat16, "scale": 0.0625},
 ]
 #: What each kind has kernels for.
-HALF_ONLY = ("flashinfer", "torch varlen")
+HALF_ONLY = ("flashinfer", "varlen")
 
 
 @pytest.mark.parametrize("reproducible", [True, False], ids=["reproducible", "fastest"])

@@ -109,6 +109,7 @@ class EngineLimits(_message.Message):
     PREFIX_CACHING_FIELD_NUMBER: _builtins.int
     MAX_DECODE_SLOWDOWN_FIELD_NUMBER: _builtins.int
     GRAPH_SIZES_FIELD_NUMBER: _builtins.int
+    GPU_ATTENTION_FIELD_NUMBER: _builtins.int
     block_size: _builtins.int
     """Tokens per KV block."""
     num_blocks: _builtins.int
@@ -125,6 +126,10 @@ class EngineLimits(_message.Message):
     """A step that prefills beside decoding sequences should take at most so many times as long as one that only decodes.
     0: no bound but max_batched_tokens.
     """
+    gpu_attention: _builtins.str
+    """What computes a GPU's attention: "flashinfer", "triton", "varlen" or "torch". Empty or "auto": the first of them that
+    gives the right numbers.
+    """
     @_builtins.property
     def graph_sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Numbers of rows at which a GPU captures steps that only decode; empty: every step is launched kernel by kernel."""
@@ -140,10 +145,11 @@ class EngineLimits(_message.Message):
         prefix_caching: _builtins.bool = ...,
         max_decode_slowdown: _builtins.float = ...,
         graph_sizes: _abc.Iterable[_builtins.int] | None = ...,
+        gpu_attention: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "graph_sizes", b"graph_sizes", "max_batched_tokens", b"max_batched_tokens", "max_decode_slowdown", b"max_decode_slowdown", "max_num_seqs", b"max_num_seqs", "memory_bytes", b"memory_bytes", "num_blocks", b"num_blocks", "prefix_caching", b"prefix_caching"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "gpu_attention", b"gpu_attention", "graph_sizes", b"graph_sizes", "max_batched_tokens", b"max_batched_tokens", "max_decode_slowdown", b"max_decode_slowdown", "max_num_seqs", b"max_num_seqs", "memory_bytes", b"memory_bytes", "num_blocks", b"num_blocks", "prefix_caching", b"prefix_caching"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

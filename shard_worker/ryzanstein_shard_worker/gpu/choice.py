@@ -52,6 +52,8 @@ class _Key:
     plain: bool
     scale: float
     reproducible: bool
+    #: Only this one; empty: whichever fits.
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,15 @@ class Candidate:
     make: Make
 
 
-def choose_attention(pool: KVPool, model: ModelAttention) -> DeviceAttention:
-    """The best kind for these pages; the search is made once per process and shape."""
+def choose_attention(pool: KVPool, model: ModelAttention, kind: str = "") -> DeviceAttention:
+    """The best kind for these pages; the search is made once per process and shape.
+
+    Args:
+        kind: only the candidate of this name is tried; empty or "auto": all.
+
+    Raises:
+        RuntimeError: none gives the right numbers; the message says why, for each.
+    """
     key = _Key(
         pool.device,
         pool.dtype,
@@ -75,13 +84,15 @@ def choose_attention(pool: KVPool, model: ModelAttention) -> DeviceAttention:
         any(window is None for window in model.windows),
         model.scale,
         model.reproducible,
+        "" if kind == "auto" else kind,
     )
     return _search(key)(pool, model)
 
 
 @functools.cache
 def _search(key: _Key) -> Make:
-    name, make, refused = first_fitting(CANDIDATES, key)
+    candidates = tuple(candidate for candidate in CANDIDATES if key.kind in ("", candidate.name))
+    name, make, refused = first_fitting(candidates, key)
     log.info("attention_chosen", attention=name, device=str(key.device), passed_over=refused)
     return make
 
@@ -220,6 +231,6 @@ def _imported(name: str) -> Any:
 CANDIDATES = (
     Candidate("flashinfer", _flashinfer),
     Candidate("triton", _triton),
-    Candidate("torch varlen", _varlen),
+    Candidate("varlen", _varlen),
     Candidate("torch", GatheredAttention),
 )

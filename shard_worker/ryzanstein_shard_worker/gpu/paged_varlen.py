@@ -26,7 +26,7 @@ class VarlenAttention:
     """One rank's attention by `varlen_attn(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, scale=, window_size=)`, whose
     masks end at the last key (FlashAttention from 2.1 on)."""
 
-    name = "torch varlen"
+    name = "varlen"
 
     def __init__(self, pool: KVPool, model: ModelAttention, varlen_attn: Callable[..., Any]) -> None:
         """Raises ValueError where it has no kernel for such pages."""

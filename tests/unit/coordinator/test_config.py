@@ -30,6 +30,7 @@ TLS = TlsFiles(cert_file=Path("server.pem"), key_file=Path("server.key"))
         ({"max_decode_slowdown": 1.0}, "--max-decode-slowdown: 1.0 is not above 1"),
         ({"max_batched_tokens": 8}, "--max-batched-tokens: 8"),
         ({"cuda_graphs": "on"}, "--cuda-graphs: 'on'"),
+        ({"gpu_attention": "fastest"}, "--gpu-attention: 'fastest' is not one of auto, flashinfer"),
         ({"cuda_graph_sizes": (1, 1000)}, "--cuda-graph-sizes: 1000 is not in 1..64"),
         ({"max_waiting_requests": -1}, "--max-waiting-requests: -1"),
         ({"max_waiting_tokens": -1}, "--max-waiting-tokens: -1"),

@@ -11,8 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from ryzanstein_coordinator.config import GPU_ATTENTION
 from ryzanstein_shard_worker.gpu.attention import DecodeRows, DeviceAttention, ModelAttention, Plan
-from ryzanstein_shard_worker.gpu.choice import CANDIDATES, Candidate, UnavailableError, first_fitting
+from ryzanstein_shard_worker.gpu.choice import (
+    CANDIDATES,
+    Candidate,
+    UnavailableError,
+    choose_attention,
+    first_fitting,
+)
 from ryzanstein_shard_worker.gpu.paged_flashinfer import page_lists
 from ryzanstein_shard_worker.gpu.paged_gathered import GatheredAttention
 from ryzanstein_shard_worker.gpu.paged_varlen import VarlenAttention
@@ -92,6 +99,14 @@ def test_the_first_that_gives_the_right_numbers_is_taken_and_the_others_are_name
     assert "gone: not installed" in refused
     assert "failing: RuntimeError: no kernel image is available for execution on the device;" in refused
     assert "wrong: its numbers are wrong by" in refused
+
+
+def test_only_the_kind_that_was_asked_for_is_tried() -> None:
+    pool, model = KVPool(1, 9, 2, 16, kernel=None), ModelAttention(4, (None,), 0.25, False)
+    assert isinstance(choose_attention(pool, model, "torch"), GatheredAttention)
+    with pytest.raises(RuntimeError, match="no attention works on cpu: flashinfer: not installed"):
+        choose_attention(pool, model, "flashinfer")
+    assert ("auto", *(candidate.name for candidate in CANDIDATES)) == GPU_ATTENTION
 
 
 def test_a_device_on_which_nothing_works_is_an_error_that_says_what_was_tried() -> None:
