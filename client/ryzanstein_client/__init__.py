@@ -85,6 +85,8 @@ _HOMES = {
     "Client": "sync",
     "CompletionStream": "sync_stream",
 }
+#: Those that readers are sent to by name.
+_MODULES = frozenset(("aio", "errors", "sync", "types"))
 _TYPES = frozenset(
     (
         "Chunk",
@@ -102,9 +104,14 @@ _TYPES = frozenset(
 if not TYPE_CHECKING:  # else every name would be one of this module's
 
     def __getattr__(name: str) -> object:
+        if name in _MODULES:
+            return importlib.import_module(f".{name}", __name__)
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         home = _HOMES.get(name, "types" if name in _TYPES else "errors")
         found = getattr(importlib.import_module(f".{home}", __name__), name)
         globals()[name] = found
         return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, *_MODULES})

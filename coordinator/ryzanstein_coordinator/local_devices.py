@@ -7,9 +7,13 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import structlog
+
 from ryzanstein.processors import Processor, format_processors, share_processors
 
 from .memory_plan import DeviceShare
+
+log = structlog.get_logger(__name__)
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
@@ -48,7 +52,13 @@ def pinned_processors(
         return ()
     if pinning == "auto" and (count < 2 or len({processor.node for processor in processors}) < 2):
         return ()
-    return tuple(format_processors(block) for block in share_processors(processors, count, threads))
+    blocks = share_processors(processors, count, threads)
+    if not blocks:
+        log.warning(
+            "no_room_to_pin",
+            reason=f"no NUMA nodes hold {count} blocks of {threads} processors: lower --cpu-threads",
+        )
+    return tuple(format_processors(block) for block in blocks)
 
 
 class DeviceCountError(ValueError):

@@ -47,8 +47,9 @@ class DeviceShare:
     baseline_bytes: int
     #: Workers that share it.
     sharing: int = 1
-    #: A CPU whose products are computed in tiles where the dtype allows it.
-    tiles: bool = False
+    #: A CPU whose products are computed in tiles where the dtype allows it. None: not known before its worker runs; what
+    #: takes more is planned with.
+    tiles: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,8 +218,11 @@ class MemoryPlanner:
         )
 
     def _kernel_bytes(self, share: DeviceShare, needs: Needs) -> int:
-        tiles = share.tiles and tiles_serve(self.dtype, self._config.quantization)
-        return kernel_bytes(self._model, share.kind, needs.weights, tiles=tiles)
+        possible = {share.tiles} if share.tiles is not None else {False, share.kind == "cpu"}
+        served = tiles_serve(self.dtype, self._config.quantization)
+        return max(
+            kernel_bytes(self._model, share.kind, needs.weights, tiles=tiles and served) for tiles in possible
+        )
 
     def _batched_tokens(self, kind: str) -> int:
         if self._config.max_batched_tokens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -81,9 +82,11 @@ class MultiGPUOrchestrator:
         )
         self._executor = Executor(self._workers, self._calls, store, self._loop.happened)
         self._streams = 0
-        # Who held the ranks is given its lease to come back, as groups give it.
+        # Who held the ranks is given a lease to come back, from the moment that workers can register.
         self._computing = store.computing()
-        self._members_by_s = clock() + config.lease_ttl_s
+        self._members_by_s = math.inf
+        #: Incarnations that were asked to wait for them: they ask several times a second.
+        self._postponed: set[str] = set()
 
     # --- life
 
@@ -125,12 +128,19 @@ class MultiGPUOrchestrator:
         """
         try:
             now_s, equal_bits = self._clock(), self.config.reproducible
+            self._members_by_s = min(self._members_by_s, now_s + self.config.lease_ttl_s)
             before = self._computing if now_s < self._members_by_s else ""
             worker = examine(now_s, self.state, request, equal_bits=equal_bits, before=before)
             self._workers.open(worker)
         except StatusError as error:
-            log.warning("worker_refused", worker=request.worker_id, host=request.host, reason=error.message)
+            if request.incarnation not in self._postponed:
+                log.warning(
+                    "worker_refused", worker=request.worker_id, host=request.host, reason=error.message
+                )
+            if error.code is grpc.StatusCode.UNAVAILABLE:
+                self._postponed.add(request.incarnation)
             raise
+        self._postponed.discard(request.incarnation)
         self._loop.happened(events.Registered(worker, request.highest_epoch))
         return cluster_pb2.RegisterResponse(
             epoch=self.state.announced_epoch,

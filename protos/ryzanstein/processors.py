@@ -76,7 +76,8 @@ def share_processors(
     """A block of `threads` processors of one NUMA node for each of `count` workers; no two share one.
 
     Nodes get workers in turn, so that memory of all of them is read. A worker gets a core of its own for each thread
-    where there are enough for all workers; else hyper-threads, both of a core for the same worker.
+    where there are enough for all workers; else hyper-threads, both of a core for the same worker if it has an even
+    number of threads.
 
     Returns:
         By worker; empty: there is no room for all of them.

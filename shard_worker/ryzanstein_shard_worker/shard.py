@@ -216,6 +216,7 @@ def build_shard(
     """
     key = ShardKey.of(request)
     _check_quantization(key, device)
+    _check_attention(request.limits.gpu_attention, device)
     directory = model_dir or Path(request.model.path)
     index = None
     if model_dir is not None or (directory / "config.json").is_file():
@@ -242,6 +243,15 @@ def _check_quantization(key: ShardKey, device: torch.device) -> None:
         refused = refusal(key.quantization, device.type, key.dtype)
     if refused:
         raise ModelError(refused)
+
+
+def _check_attention(kind: str, device: torch.device) -> None:
+    """Before the weights are there: whether its numbers are right is tried on their pages."""
+    if device.type == "cuda" and kind not in ("", "auto"):
+        from .gpu.choice import attention_problem
+
+        if refused := attention_problem(kind, device):
+            raise ModelError(refused)
 
 
 def _blank(key: ShardKey, config: ModelConfig, handler: RebindableHandler, device: torch.device) -> Decoder:

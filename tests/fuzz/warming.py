@@ -10,6 +10,7 @@ import grpc
 from ryzanstein.v1 import operations_pb2, operations_pb2_grpc
 from ryzanstein.wire import CHANNEL_OPTIONS
 from ryzanstein_client import Client
+from ryzanstein_coordinator.config import BLOCK_SIZE
 
 from ..cluster.harness import Cluster
 
@@ -25,8 +26,9 @@ def touch_cache(cluster: Cluster) -> int:
     capacity = _capacity_tokens(cluster)
     length = int(cluster.snapshot()["model"]["max_model_len"]) - 1
     rng = random.Random(0)
-    # One more than fit: what is left of a page at the end of each is used by nobody.
-    prompts = [[rng.randrange(70, 90) for _ in range(length)] for _ in range(capacity // length + 1)]
+    # One more than fit. What is left of a page at the end of each is used again by the next.
+    kept = length // BLOCK_SIZE * BLOCK_SIZE
+    prompts = [[rng.randrange(70, 90) for _ in range(length)] for _ in range(capacity // kept + 1)]
     with Client(cluster.grpc) as client, ThreadPoolExecutor(_AT_ONCE) as threads:
         answers = threads.map(lambda prompt: client.generate(prompt, max_tokens=1, temperature=0.0), prompts)
         assert all(answer.finish_reason for answer in answers)

@@ -40,5 +40,7 @@ def _may_be_sent_away(scope: Scope) -> bool:
         return False
     headers = Headers(scope=scope)
     # A connection that ends with its reply would end with a body on its way: the client sees it break.
-    stays = scope.get("http_version") != "1.0" and headers.get("connection", "").lower() != "close"
-    return stays and "idempotency-key" not in headers
+    if scope.get("http_version") == "1.0" or "idempotency-key" in headers:
+        return False
+    options = ",".join(headers.getlist("connection")).lower().split(",")
+    return "close" not in map(str.strip, options)

@@ -89,6 +89,17 @@ def choose_attention(pool: KVPool, model: ModelAttention, kind: str = "") -> Dev
     return _search(key)(pool, model)
 
 
+def attention_problem(kind: str, device: torch.device) -> str:
+    """Why this kind can't be had on the device, as far as can be said before there are pages; empty: it may."""
+    try:
+        if kind in _LIBRARIES:
+            _check_capability(device)
+            _imported(_LIBRARIES[kind])
+    except UnavailableError as error:
+        return f"--gpu-attention {kind}: {error}"
+    return ""
+
+
 @functools.cache
 def _search(key: _Key) -> Make:
     candidates = tuple(candidate for candidate in CANDIDATES if key.kind in ("", candidate.name))
@@ -197,12 +208,12 @@ def _definition(stream: Tensor, heads: list[int], model: ModelAttention) -> Tens
 
 def _flashinfer(pool: KVPool, model: ModelAttention) -> DeviceAttention:
     _check_capability(pool.device)
-    return FlashInferAttention(pool, model, _imported("flashinfer"))
+    return FlashInferAttention(pool, model, _imported(_LIBRARIES["flashinfer"]))
 
 
 def _triton(pool: KVPool, model: ModelAttention) -> DeviceAttention:
     _check_capability(pool.device)
-    _imported("triton")
+    _imported(_LIBRARIES["triton"])
     from .paged_triton import TritonAttention
 
     return TritonAttention(pool, model)
@@ -210,7 +221,7 @@ def _triton(pool: KVPool, model: ModelAttention) -> DeviceAttention:
 
 def _varlen(pool: KVPool, model: ModelAttention) -> DeviceAttention:
     _check_capability(pool.device)
-    varlen_attn = _imported("torch.nn.attention.varlen").varlen_attn
+    varlen_attn = _imported(_LIBRARIES["varlen"]).varlen_attn
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # from torch 2.12 on it wants to be told
         varlen_attn = functools.partial(varlen_attn, enable_gqa=True)
     return VarlenAttention(pool, model, varlen_attn)
@@ -228,6 +239,7 @@ def _imported(name: str) -> Any:
         raise UnavailableError(f"not installed ({error})") from None
 
 
+_LIBRARIES = {"flashinfer": "flashinfer", "triton": "triton", "varlen": "torch.nn.attention.varlen"}
 CANDIDATES = (
     Candidate("flashinfer", _flashinfer),
     Candidate("triton", _triton),

@@ -92,3 +92,12 @@ def test_every_exception_is_in_the_drawn_tree_and_has_its_parts() -> None:
         "RESOURCE_EXHAUSTED",
     )
     assert str(error) == "the queue is full; try again in 2.5 s"
+
+
+def test_names_are_there_before_they_are_used_and_so_are_the_modules_that_readers_are_sent_to() -> None:
+    script = (
+        "import sys, ryzanstein_client as r; assert not {'grpc', 'ryzanstein_client.sync'} & set(sys.modules); "
+        "assert {'Client', 'errors', '__all__'} <= set(dir(r)); print(r.errors.RyzansteinError is r.RyzansteinError)"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (shown.stdout, shown.stderr) == ("True\n", "")

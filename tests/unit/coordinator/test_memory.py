@@ -74,7 +74,7 @@ def test_captured_steps_and_attention_count_on_gpus() -> None:
 
 
 def test_where_a_cpu_computes_in_tiles_no_kernels_of_onednn_are_planned_for() -> None:
-    def runtime(dtype: str, quantization: str, *, tiles: bool) -> int:
+    def runtime(dtype: str, quantization: str, *, tiles: bool | None) -> int:
         config = configuration(tensor_parallel_size=1, dtype=dtype, quantization=quantization, device="cpu")
         device = share(64 * GIB, "cpu", tiles=tiles)
         (ledger,) = MemoryPlanner(config, llama_8b()).plan(1, (device,)).ledgers
@@ -86,6 +86,7 @@ def test_where_a_cpu_computes_in_tiles_no_kernels_of_onednn_are_planned_for() ->
     assert runtime("float32", "int8", tiles=True) == 24 + 4 * 32 + 1
     assert runtime("float16", "int8", tiles=True) == 64
     assert runtime("float32", "none", tiles=True) == 64
+    assert runtime("bfloat16", "none", tiles=None) == 24 + 4 * 32 + 1, "not known yet: what takes more"
 
 
 def test_an_eighty_gigabyte_gpu_serves_an_8b_model_at_full_length() -> None:

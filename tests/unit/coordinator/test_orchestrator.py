@@ -7,17 +7,21 @@ from pathlib import Path
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from ryzanstein import NUMERICS_VERSION
 from ryzanstein.v1 import cluster_pb2, cluster_pb2_grpc, operations_pb2, operations_pb2_grpc, shard_worker_pb2
+from ryzanstein.wire import StatusError
 from ryzanstein_coordinator.epoch_store import EpochStore
 from ryzanstein_coordinator.group_record import Cause, GroupState, Phase
+from ryzanstein_coordinator.orchestrator import MultiGPUOrchestrator
 from ryzanstein_coordinator.state import worker_state
 from ryzanstein_coordinator.worker_record import WorkerState
 from ryzanstein_coordinator.workers import CallError, Workers
 
 from .cluster_builders import GIB, MIB, configuration
-from .fake_workers import Cluster, FakeWorker, running_cluster
+from .fake_workers import MODEL, Cluster, FakeWorker, running_cluster
+from .test_registration import request
 
 
 def shown(cluster: Cluster, worker_id: str) -> WorkerState:
@@ -304,3 +308,28 @@ async def test_a_heartbeat_of_a_stranger_is_told_to_register(tmp_path: Path) -> 
         with pytest.raises(grpc.aio.AioRpcError, match="register again") as refused:
             await call.read()
         assert refused.value.code() is grpc.StatusCode.ABORTED
+
+
+async def test_who_computes_otherwise_waits_for_the_ranks_a_lease_from_the_first_that_comes(
+    tmp_path: Path,
+) -> None:
+    now_s = 100.0
+    store = EpochStore(tmp_path)
+    store.remember("g0", 3, (), 256, "AVX512, AMX, --cpu-threads 1")
+    orchestrator = MultiGPUOrchestrator(configuration(lease_ttl_s=1.0), MODEL, store, clock=lambda: now_s)
+
+    def register(number: int, instructions: str) -> None:
+        device = cluster_pb2.Device(name="cpu", kind="cpu", total_bytes=GIB, instructions=instructions)
+        orchestrator.register(request(worker_id=f"w{number}", incarnation=f"w{number}-1", device=device))
+
+    now_s += 60.0  # however long it took to begin to listen
+    with capture_logs() as logs:
+        for _ in range(3):
+            with pytest.raises(StatusError, match="they are waited for first"):
+                register(0, "AVX2")
+    assert [entry["event"] for entry in logs] == ["worker_refused"], "it asks several times a second"
+    now_s += 1.0
+    register(0, "AVX2")
+    with pytest.raises(StatusError, match="but w0 on"):
+        register(1, "AVX512, AMX")
+    store.close()

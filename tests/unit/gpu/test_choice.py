@@ -17,6 +17,7 @@ from ryzanstein_shard_worker.gpu.choice import (
     CANDIDATES,
     Candidate,
     UnavailableError,
+    attention_problem,
     choose_attention,
     first_fitting,
 )
@@ -107,6 +108,12 @@ def test_only_the_kind_that_was_asked_for_is_tried() -> None:
     with pytest.raises(RuntimeError, match="no attention works on cpu: flashinfer: not installed"):
         choose_attention(pool, model, "flashinfer")
     assert ("auto", *(candidate.name for candidate in CANDIDATES)) == GPU_ATTENTION
+
+
+def test_a_kind_without_its_library_is_named_before_weights_are_loaded() -> None:
+    cpu = torch.device("cpu")
+    assert attention_problem("torch", cpu) == ""
+    assert attention_problem("flashinfer", cpu).startswith("--gpu-attention flashinfer: not installed")
 
 
 def test_a_device_on_which_nothing_works_is_an_error_that_says_what_was_tried() -> None:

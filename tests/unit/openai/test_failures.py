@@ -198,6 +198,9 @@ async def test_when_the_queue_is_full_a_body_is_not_read_and_the_connection_goes
             await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
             refused.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nnot JSON!")
         assert path.seen.ended == ["refused", "refused"]
+        ending = {"connection": "TE, close", "content-type": "application/json"}
+        late = await served.client.post(COMPLETIONS, content=b"not JSON!", headers=ending)
+        assert late.status_code == 400, "a connection that ends with its reply is read first"
         mine = {"idempotency-key": "mine"}
         again = await served.post(COMPLETIONS, mine, prompt="another")  # is read: it may be what runs already
         assert (again.status_code, again.json()["error"]["code"]) == (400, "idempotency_key_reused")
