@@ -1,7 +1,7 @@
 """What a cluster does when ten times as much is asked as it can take.
 
     python -m benchmarks.overload [--model DIR] [--ranks 2] [--front http|grpc] [--times 10] [--seconds 30]
-                                  [--real-time]
+                                  [--logprobs] [--real-time]
 
 Its capacity is what it admits: --max-num-seqs that run and --max-waiting that wait. First so many streams are kept
 going, each replaced when it has ended; that gives the rate at which requests end. Then requests come at that rate times
@@ -135,7 +135,9 @@ async def measure(cluster: Cluster, options: argparse.Namespace) -> list[Phase]:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     capacity = options.max_num_seqs + options.max_waiting
     address = cluster.grpc if options.front == "grpc" else cluster.http
-    caller: Caller = GrpcCaller(address) if options.front == "grpc" else HttpCaller(address)
+    caller: Caller = (
+        GrpcCaller(address) if options.front == "grpc" else HttpCaller(address, logprobs=options.logprobs)
+    )
     coordinator = psutil.Process(coordinator_pid(cluster))
     number = 0
 
@@ -168,6 +170,11 @@ def main() -> None:
     parser.add_argument("--max-waiting", type=int, default=8)
     parser.add_argument("--prompt-words", type=int, default=100)
     parser.add_argument("--output-tokens", type=int, default=64)
+    parser.add_argument(
+        "--logprobs",
+        action="store_true",
+        help="over HTTP ask for them: tokens that are no text of the model's are sent only so",
+    )
     parser.add_argument(
         "--real-time", action="store_true", help="priority of the callers; needs the right to it"
     )

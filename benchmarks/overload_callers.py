@@ -41,15 +41,18 @@ class Caller(Protocol):
 class HttpCaller:
     """/v1/completions, streamed, over connections that are used again."""
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, *, logprobs: bool = False) -> None:
+        """`logprobs`: are asked for. A token without text is sent only with one."""
+        self._asks: dict[str, object] = {"temperature": 0, "ignore_eos": True, "stream": True}
+        if logprobs:
+            self._asks["logprobs"] = 0
         where = urlsplit(base_url)
         self._host, self._port = where.hostname or "", where.port or 80
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def ask(self, prompt: str, tokens: int) -> Asked:
         asked = Asked()
-        body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
-        data = json.dumps(body).encode()
+        data = json.dumps({"prompt": prompt, "max_tokens": tokens, **self._asks}).encode()
         head = (
             f"POST /v1/completions HTTP/1.1\r\nhost: {self._host}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(data)}\r\n\r\n"
