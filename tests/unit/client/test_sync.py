@@ -225,13 +225,15 @@ def test_a_program_that_ends_in_mid_stream_cancels_its_request(server: Coordinat
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, server.address, way],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
-    process.stdout.readline()
+    assert process.stderr is not None
+    assert process.stdout.readline(), process.stderr.read()
     if way == "interrupt":
         process.send_signal(signal.SIGINT)
     process.wait(10)
     process.stdout.close()
+    process.stderr.close()
     server.wait_until(lambda: "left" in server.coordinator.cancelled)

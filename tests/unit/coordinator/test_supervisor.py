@@ -141,16 +141,18 @@ async def test_a_child_that_ends_before_it_can_be_told_is_not_waited_for() -> No
 
 
 async def test_a_child_that_can_not_be_started_leaves_no_file_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_files() -> set[str]:
-        return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+    def open_files() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
 
+    attempts = 30  # other threads of this process open and close a few files, too
     supervisor, watched = Supervisor(), Child("child", lambda: ["-c", ""], {}, watchdog_s=60.0)
     await supervisor.keep(watched, is_final=lambda code: True)  # asyncio opens what it keeps
     before = open_files()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(FileNotFoundError, match="/nowhere/python"):
-        await supervisor.keep(watched, is_final=lambda code: True)
-    assert open_files() == before
+    for _ in range(attempts):
+        with pytest.raises(FileNotFoundError, match="/nowhere/python"):
+            await supervisor.keep(watched, is_final=lambda code: True)
+    assert open_files() < before + attempts
 
 
 _MANAGED = """
