@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -60,11 +61,15 @@ class TalkingWorkers(shard_worker_pb2_grpc.ShardWorkerServiceServicer):
                 tasks.create_task(self._live(stub, address, number, 1.0 / beats_hz))
 
     async def _live(self, stub: Any, address: str, number: int, interval_s: float) -> None:
-        await stub.Register(_registration(address, number), wait_for_ready=True)
-        await asyncio.sleep(interval_s * (number % 97) / 97)  # they don't beat at the same moment
-        call = stub.Heartbeat(self._heartbeats(number, interval_s))
-        async for _ in call:
-            pass
+        await asyncio.sleep(number / 200)  # they don't come, nor beat, at the same moment
+        while True:
+            try:
+                await stub.Register(_registration(address, number), wait_for_ready=True)
+                async for _ in stub.Heartbeat(self._heartbeats(number, interval_s)):
+                    pass
+            except grpc.aio.AioRpcError as error:
+                print(f"w{number}: {error.code().name}: {error.details()}", file=sys.stderr)
+                await asyncio.sleep(0.1)
 
     async def _heartbeats(
         self, number: int, interval_s: float

@@ -47,8 +47,8 @@ class DeviceShare:
     baseline_bytes: int
     #: Workers that share it.
     sharing: int = 1
-    #: A CPU whose products are computed in tiles where the dtype allows it. None: not known before its worker runs; what
-    #: takes more is planned with.
+    #: A CPU whose products are computed in tiles where the dtype allows it. None: not known before its worker runs;
+    #: what takes more is planned with.
     tiles: bool | None = None
 
 

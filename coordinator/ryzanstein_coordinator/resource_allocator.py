@@ -4,6 +4,7 @@ would fit if it does not.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -15,6 +16,15 @@ from .group_record import EngineBounds
 from .memory_advice import what_would_fit
 from .memory_plan import DeviceShare, MemoryPlan, MemoryPlanner
 from .worker_record import WorkerRecord
+
+
+def device_users(workers: Iterable[WorkerRecord]) -> Counter[tuple[str, str]]:
+    """Living workers by device."""
+    return Counter(_device_of(worker) for worker in workers if worker.alive)
+
+
+def _device_of(worker: WorkerRecord) -> tuple[str, str]:
+    return worker.host_id, worker.device.identity
 
 
 class ResourceAllocator:
@@ -36,15 +46,13 @@ class ResourceAllocator:
         """The worker's part of its device. CPU workers of one host share its memory, workers of one GPU the
         GPU's.
         """
+        return self.share_among(worker, device_users(workers))
+
+    def share_among(self, worker: WorkerRecord, users: Counter[tuple[str, str]]) -> DeviceShare:
+        """The same for one of many workers, of whose devices the `device_users` are known."""
         device = worker.device
-        living = [other for other in workers if other.alive]
-        together = [
-            other
-            for other in living
-            if other.host_id == worker.host_id and other.device.identity == device.identity
-        ]
-        sharing = len(together)
-        if device.kind == "cpu" and len(together) == len(living):
+        sharing = users[_device_of(worker)]
+        if device.kind == "cpu" and sharing == users.total():
             sharing = max(
                 sharing, self._config.worker_count
             )  # on one host: those that are still to come, too

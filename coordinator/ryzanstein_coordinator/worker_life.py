@@ -13,7 +13,7 @@ from .health_monitor import HealthMonitor, Lease
 from .memory_plan import DeviceShare
 from .placement import likely_rank
 from .resizing import Resizing
-from .resource_allocator import ResourceAllocator
+from .resource_allocator import ResourceAllocator, device_users
 from .worker_record import ShardKey, WorkerRecord
 
 #: Between two attempts to fence a worker, or to load a shard again, in seconds.
@@ -187,10 +187,11 @@ class WorkerLife:
             if worker.placeable and worker.group is None and worker.worker_id not in claimed
         ]
         held = [key for worker in spares for key in worker.keys]
+        users = device_users(draft.workers)  # once: there may be a thousand of them
         for worker in spares:
             if worker.draining or worker.loading is not None or draft.now_s < worker.load_not_before_s:
                 continue
-            share = self._allocator.share(worker, draft.workers)
+            share = self._allocator.share_among(worker, users)
             if not self._allocator.holds(group.limits, [share]):
                 continue
             own = {key.rank for key in worker.keys if (key.size, key.max_model_len) == fits}
