@@ -69,7 +69,7 @@ def main() -> None:
             "workers": options.workers,
             "processor_share": (after.user + after.system - before.user - before.system) / passed_s,
             "resident_mib": process.memory_info().rss / 2**20,
-            "workers_lost": coordinator.stderr.count("\"state\": \"lost\""),
+            "workers_lost": coordinator.stderr.count('"state": "lost"'),
         }
         for child in (clients, workers):
             child.kill()
