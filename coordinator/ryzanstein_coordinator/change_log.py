@@ -22,7 +22,8 @@ def log_changes(before: ClusterState, after: ClusterState) -> None:
         return
     for worker_id, worker in after.workers.items():
         old_worker = before.workers.get(worker_id)
-        _log_worker(before, after, old_worker, worker)
+        if worker is not old_worker or (worker.group is not None and after.groups is not before.groups):
+            _log_worker(before, after, old_worker, worker)
     for worker_id in before.workers.keys() - after.workers.keys():
         log.info("worker_gone", worker=worker_id)
 

@@ -191,11 +191,13 @@ class WorkerLife:
         for worker in spares:
             if worker.draining or worker.loading is not None or draft.now_s < worker.load_not_before_s:
                 continue
+            own = {key.rank for key in worker.keys if (key.size, key.max_model_len) == fits}
+            beside = bool(own)
+            if beside and len(worker.shards) >= group.size:
+                continue  # it holds all
             share = self._allocator.share_among(worker, users)
             if not self._allocator.holds(group.limits, [share]):
                 continue
-            own = {key.rank for key in worker.keys if (key.size, key.max_model_len) == fits}
-            beside = bool(own)
             if beside and not self._has_room(worker, share, group.size):
                 continue
             rank = likely_rank(group.size, held, own)
