@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -24,7 +23,8 @@ from .epoch_history import EpochHistory
 from .epoch_store import EpochStore
 from .executor import Executor, GroupListener
 from .plan import plan_for_cluster
-from .registration import check_epoch, examine
+from .registrar import Registrar
+from .registration import check_epoch
 from .resource_allocator import ResourceAllocator
 from .served_model import ServedModel
 from .snapshot import GroupView, cluster_snapshot, group_view, telemetry_of
@@ -82,11 +82,7 @@ class MultiGPUOrchestrator:
         )
         self._executor = Executor(self._workers, self._calls, store, self._loop.happened)
         self._streams = 0
-        # Who held the ranks is given a lease to come back, from the moment that workers can register.
-        self._computing = store.computing()
-        self._members_by_s = math.inf
-        #: Incarnations that were asked to wait for them: they ask several times a second.
-        self._postponed: set[str] = set()
+        self._registrar = Registrar(config, store.computing())
 
     # --- life
 
@@ -126,21 +122,7 @@ class MultiGPUOrchestrator:
         Raises:
             StatusError: it can't be taken; see `registration.examine`.
         """
-        try:
-            now_s, equal_bits = self._clock(), self.config.reproducible
-            self._members_by_s = min(self._members_by_s, now_s + self.config.lease_ttl_s)
-            before = self._computing if now_s < self._members_by_s else ""
-            worker = examine(now_s, self.state, request, equal_bits=equal_bits, before=before)
-            self._workers.open(worker)
-        except StatusError as error:
-            if request.incarnation not in self._postponed:
-                log.warning(
-                    "worker_refused", worker=request.worker_id, host=request.host, reason=error.message
-                )
-            if error.code is grpc.StatusCode.UNAVAILABLE:
-                self._postponed.add(request.incarnation)
-            raise
-        self._postponed.discard(request.incarnation)
+        worker = self._registrar.take_in(self._clock(), self.state, request, self._workers.open)
         self._loop.happened(events.Registered(worker, request.highest_epoch))
         return cluster_pb2.RegisterResponse(
             epoch=self.state.announced_epoch,
